@@ -1,0 +1,341 @@
+"""How does a picture enter a language model, how is a method installed, how is an answer generated?
+
+VL-BART and VL-T5 (Cho et al. 2021, arXiv 2102.02779) with CLIP features, as VL-Adapter and VL-PET
+use them. The encoder reads [prompt | text | picture]; whatever is trained is installed by a row of
+adapters.py's table.
+
+    python model.py --lm bart-base --features 2048     # the table of what every row trains
+    python -m pytest tests/test_model.py
+"""
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import adapters
+import t5
+from adapters import Context, Method
+
+# B batch, K beams, L text tokens, N visual tokens, S = L + N, T target tokens, D width,
+# F feature width, V vocabulary.
+
+NORMS = (nn.LayerNorm, nn.RMSNorm)
+EXTRA_TOKENS = 200            # <extra_id_99..0> and <vis_extra_id_99..0>, behind the words
+
+
+class VisualEmbedding(nn.Module):
+    """v_j = Norm_f(W_f f_j + b_f) + Norm_p(W_p [x1, x2, y1, y2, area] + b_p) + E_img + E_word[V-1-j]
+
+    Trained in every method. E_word, the order table, is the language model's own (frozen) word
+    embedding: token j of a picture is called <vis_extra_id_j>, which has id V - 1 - j.
+    """
+
+    def __init__(self, width: int, c: t5.Config):
+        super().__init__()
+        std = None if c.rms else 0.02
+        self.feat, self.feat_norm = adapters.linear(width, c.d, std), t5.make_norm(c)
+        self.box, self.box_norm = adapters.linear(5, c.d, std), t5.make_norm(c)
+        self.image = nn.Embedding(2, c.d)
+        nn.init.normal_(self.image.weight, std=1.0 if c.rms else 0.02)
+
+    def forward(self, feats: Tensor, boxes: Tensor, image_ids: Tensor, order_ids: Tensor,
+                words: Tensor) -> Tensor:
+        """feats (B, N, F), boxes (B, N, 4) as x1, x2, y1, y2 in 0..1, image_ids and order_ids
+        (B, N), words (V, D) -> visual tokens (B, N, D)."""
+        x1, x2, y1, y2 = boxes.unbind(-1)
+        box = torch.cat([boxes, ((y2 - y1) * (x2 - x1))[..., None]], -1)
+        return (self.feat_norm(self.feat(feats)) + self.box_norm(self.box(box))
+                + self.image(image_ids) + F.embedding(len(words) - 1 - order_ids, words))
+
+
+# What a row may open of the backbone: a name -> its parameters.
+OPEN = {
+    "all": lambda lm: lm.parameters(),
+    "norms": lambda lm: (p for m in lm.modules() if isinstance(m, NORMS) for p in m.parameters()),
+    "encoder.norms": lambda lm: OPEN["norms"](lm.encoder),
+}
+
+
+class VLModel(nn.Module):
+    """A frozen language model that sees: `lm`, the `visual` embedding, and an installed method."""
+
+    def __init__(self, lm: t5.EncoderDecoder, width: int):
+        super().__init__()
+        self.lm, self.visual = lm, VisualEmbedding(width, lm.config)
+        self.method, self.installed, self.base = None, {}, {}
+        self.requires_grad_(False)
+
+    # ------------------------------------------------------------------------------- methods
+
+    def sites(self, name: str) -> Iterator[tuple[str, nn.Module]]:
+        """All places of a site, block by block: "encoder.ffn" names sub-layers, with ".q" (or any
+        Linear of the sub-layer) behind it that Linear."""
+        stack, sub, *linear = name.split(".")
+        if stack not in ("encoder", "decoder"):
+            raise ValueError(f"no site {name!r}: a site begins with 'encoder.' or 'decoder.'")
+        for i, block in enumerate(getattr(self.lm, stack).blocks):
+            place = getattr(block, sub, None)
+            place = getattr(place.f, linear[0], None) if place is not None and linear else place
+            if place is None or not hasattr(place, "tune"):
+                raise ValueError(f"no site {name!r}; there are {', '.join(adapters.SUBLAYERS)}, and "
+                                 "behind an attention .q .k .v .o, behind a feed-forward .wi .wo")
+            yield f"lm.{stack}.blocks.{i}.{sub}" + (f".f.{linear[0]}" if linear else ""), place
+
+    def install(self, method: Method) -> list[tuple[str, int, int]]:
+        """Puts a row's modules at their sites and opens what it opens; everything else is frozen.
+
+        Trainable is decided by ownership: the visual embedding, the installed modules, and what
+        `method.open` names. Returns the rows (part, trainable, total) of the table of `counts`.
+        """
+        if self.method is not None:
+            raise ValueError("a method is installed already: call remove() first")
+        c, device = self.lm.config, self.lm.shared.weight.device
+        for site, add in method.at.items():
+            for name, place in list(self.sites(site)):
+                d_in, d_out = ((place.in_features, place.out_features)
+                               if isinstance(place, nn.Linear) else (c.d, c.d))
+                with device:
+                    place.tune = adapters.Adapter(add, d_in, d_out)
+                self.installed[name] = place
+        self.method = method
+        opened = {id(p) for name in method.open for p in OPEN[name](self.lm)}
+        self.base = {n: p.detach().clone() for n, p in self.named_parameters()
+                     if id(p) in opened}
+        self.requires_grad_(False)
+        for p in self.owned():
+            p.requires_grad_(True)
+        return self.counts()
+
+    def owned(self) -> Iterator[nn.Parameter]:
+        """Every parameter that the installed method trains."""
+        yield from self.visual.parameters()
+        for place in self.installed.values():
+            yield from place.tune.parameters()
+        for name in self.method.open:
+            yield from OPEN[name](self.lm)
+
+    def remove(self) -> None:
+        """Takes the method out: the language model is bit for bit what it was before install."""
+        for place in self.installed.values():
+            place.tune = None
+        with torch.no_grad():
+            for name, value in self.base.items():
+                self.get_parameter(name).copy_(value)
+        self.method, self.installed, self.base = None, {}, {}
+        self.requires_grad_(False)
+
+    def counts(self) -> list[tuple[str, int, int]]:
+        """(part, trainable, total parameters); tied tensors count once, buffers not at all."""
+        added = {id(p) for place in self.installed.values() for p in place.tune.parameters()}
+        parts = {"language model": [p for p in self.lm.parameters() if id(p) not in added],
+                 "visual embedding": list(self.visual.parameters()),
+                 "method": [p for p in self.lm.parameters() if id(p) in added]}
+        parts["all"] = [p for ps in parts.values() for p in ps]
+        return [(part, sum(p.numel() for p in ps if p.requires_grad), sum(p.numel() for p in ps))
+                for part, ps in parts.items()]
+
+    def trained(self) -> dict[str, Tensor]:
+        """What an adapter-only file holds: every trainable tensor under its one name."""
+        return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+
+    # ------------------------------------------------------------------------------- forward
+
+    def encode(self, batch) -> tuple[Tensor, Tensor, Context]:
+        """A batch of data.py -> encoder states (B, S, D), their mask (B, S), the context."""
+        visual = self.visual(batch.feats, batch.boxes, batch.image_ids, batch.order_ids,
+                             self.lm.shared.weight)
+        mask = self.lm.encoder_mask(batch.input_ids, None, visual)
+        ctx = Context(mask=mask)
+        memory, mask = self.lm.encode(batch.input_ids, None, visual, ctx)
+        return memory, mask, ctx
+
+    def forward(self, batch) -> Tensor:
+        """Logits (B, T, V) of the batch's labels, teacher forced."""
+        memory, mask, ctx = self.encode(batch)
+        cache = self.lm.start_cache(memory, ctx)
+        ids = self.lm.shift_right(batch.labels)
+        return self.lm.logits(self.lm.decode(ids, mask, cache, replace(ctx, mask=None)))
+
+    def loss(self, batch) -> Tensor:
+        """The training loss (VL-Adapter's code; see token_loss and reduce_loss)."""
+        return reduce_loss(token_loss(self(batch), batch.labels), batch.labels, batch.scores,
+                           per_token=batch.task == "caption")
+
+    # ------------------------------------------------------------------------------- answers
+
+    @torch.no_grad()
+    def generate(self, batch, beams: int = 1, max_length: int = 20,
+                 no_repeat_ngram: int | None = None, early_stopping: bool | None = None) -> Tensor:
+        """Token ids (B, <= max_length), the start token first, padding behind the end.
+
+        beams 1 is greedy. The last two settings are the published model's unless given.
+        """
+        c = self.lm.config
+        memory, mask, ctx = self.encode(batch)
+        cache, ctx = self.lm.start_cache(memory, ctx), replace(ctx, mask=None)
+        n = c.no_repeat_ngram if no_repeat_ngram is None else no_repeat_ngram
+
+        def step(ids: Tensor, keep: Tensor | None = None) -> Tensor:
+            """Scores (rows, V) of the next token; `keep` names the rows that live on."""
+            if keep is not None:
+                for kv in cache:
+                    kv[0] = tuple(t.index_select(0, keep) for t in kv[0])
+            h = self.lm.decode(ids[:, -1:], mask, cache, ctx)
+            return self.lm.logits(h[:, -1]).float()
+
+        start = torch.full((len(memory), 1), c.start, device=memory.device)
+        if beams == 1:
+            return greedy(step, start, c, max_length, n)
+        early = c.early_stopping if early_stopping is None else early_stopping
+        return beam_search(step, start, c, max_length, n, beams, early)
+
+    @torch.no_grad()
+    def choose(self, batch, tokens: list[int]) -> Tensor:
+        """Index (B,) of the likeliest of `tokens` at the first place of the answer: behind the
+        start token, and on BART behind <s>, with which its targets begin."""
+        c = self.lm.config
+        memory, mask, ctx = self.encode(batch)
+        ids = [c.start] if c.bos is None else [c.start, c.bos]
+        ids = torch.tensor(ids, device=memory.device).repeat(len(memory), 1)
+        cache = self.lm.start_cache(memory, ctx)
+        h = self.lm.decode(ids, mask, cache, replace(ctx, mask=None))
+        return self.lm.logits(h[:, -1])[:, tokens].argmax(-1)
+
+
+def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of each target token (B, T), 0 where the label is -100."""
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(),
+                           reduction="none").view_as(labels)
+
+
+def reduce_loss(loss: Tensor, labels: Tensor, scores: Tensor | None = None,
+                per_token: bool = False) -> Tensor:
+    """(B, T) -> scalar: mean over examples of score * (mean over the example's tokens), or,
+    per_token (image captions), the mean over all target tokens of the batch."""
+    real = labels != -100
+    if per_token:
+        return loss.sum() / real.sum()
+    loss = loss.sum(1) / real.sum(1)
+    return (loss if scores is None else loss * scores).mean()
+
+
+# --------------------------------------------------------------------------------- decoding
+# The rules of the generation code that the papers used (spec: backbone.md, "Decoding").
+
+def ban_repeats(scores: Tensor, ids: Tensor, n: int) -> Tensor:
+    """-inf for every token that would complete an n-gram which ids (rows, t) already hold."""
+    t = ids.size(1)
+    if n == 0 or t < n:
+        return scores
+    grams = ids.unfold(1, n, 1)                                             # rows, t - n + 1, n
+    again = (grams[..., :-1] == ids[:, None, t - n + 1:]).all(-1)
+    row, place = again.nonzero(as_tuple=True)
+    return scores.index_put((row, grams[row, place, -1]), scores.new_tensor(float("-inf")))
+
+
+def greedy(step, ids: Tensor, c: t5.Config, max_length: int, n: int) -> Tensor:
+    """Arg-max decoding; behind EOS comes padding. step(ids) -> scores (B, V)."""
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    while ids.size(1) < max_length and not done.all():
+        token = ban_repeats(step(ids), ids, n).argmax(-1).masked_fill(done, c.pad)
+        ids = torch.cat([ids, token[:, None]], 1)
+        done |= token == c.eos
+    return ids
+
+
+def beam_search(step, start: Tensor, c: t5.Config, max_length: int, n: int, K: int,
+                early_stopping: bool) -> Tensor:
+    """K beams, all on the device. A hypothesis holds no EOS and scores sum(log p) / length, where
+    the length counts the start token. step(ids, keep) -> scores (B * K, V)."""
+    B, device, neg = len(start), start.device, float("-inf")
+    first_row = torch.arange(B, device=device)[:, None] * K                # B, 1
+    ids, keep = start.repeat_interleave(K, 0), None                        # B * K, t
+    score = torch.full((B, K), -1e9, device=device)
+    score[:, 0] = 0                            # all beams start alike: only the first one counts
+    best = torch.full((B, K), neg, device=device)          # finished hypotheses, K best an item
+    text = torch.full((B, K, max_length), c.pad, device=device)
+    length = torch.zeros(B, K, dtype=torch.long, device=device)
+    count = torch.zeros(B, dtype=torch.long, device=device)
+    done = torch.zeros(B, dtype=torch.bool, device=device)
+
+    def add(new: Tensor, rows: Tensor, allowed: Tensor) -> None:
+        """Finished candidates: their scores, rows of ids, and which of them count, each (B, K)."""
+        nonlocal best, text, length, count
+        t = ids.size(1)
+        new = torch.where(allowed, new / t, neg)
+        tokens = F.pad(ids[rows], (0, max_length - t), value=c.pad)        # B, K, max_length
+        best, i = torch.cat([best, new], 1).topk(K)
+        text = torch.cat([text, tokens], 1).gather(1, i[..., None].expand(-1, -1, max_length))
+        length = torch.cat([length, torch.full_like(length, t)], 1).gather(1, i)
+        count = (count + allowed.sum(1)).clamp(max=K)
+
+    while ids.size(1) < max_length and not done.all():
+        t = ids.size(1)
+        logits = step(ids, keep)
+        if c.force_eos and t == max_length - 1:
+            only = torch.full_like(logits, neg)
+            only[:, c.eos] = logits[:, c.eos]
+            logits = only
+        logp = ban_repeats(logits.log_softmax(-1), ids, n)
+        V = logp.size(-1)
+        top, i = (score.view(-1, 1) + logp).view(B, -1).topk(2 * K)        # B, 2K, best first
+        row, token = first_row + i // V, i % V
+        eos = token == c.eos
+        add(top[:, :K], row[:, :K], eos[:, :K] & ~done[:, None])
+        enough = (count == K) & (early_stopping | (best.min(1).values >= top[:, 0] / t))
+        # The K best candidates that go on: a stable sort moves the ended ones behind.
+        live = eos.long().sort(dim=1, stable=True).indices[:, :K]
+        score, keep = top.gather(1, live), row.gather(1, live).flatten()
+        ids = torch.cat([ids[keep], token.gather(1, live).view(-1, 1)], 1)
+        done |= enough
+    rows = first_row + torch.arange(K, device=device)
+    add(score, rows, (~done)[:, None].expand(-1, K))
+    text, length = text[:, 0], length[:, 0]
+    fits = (length < max_length).nonzero().flatten()
+    text[fits, length[fits]] = c.eos
+    return text[:, :min(int(length.max()) + 1, max_length)]
+
+
+# --------------------------------------------------------------------------------- the table
+
+def count_table(lm: str, width: int) -> list[tuple[str, int, int]]:
+    """(method, trainable, total) of every row on a backbone of a published size, without weights."""
+    if lm not in t5.PRESETS:
+        raise ValueError(f"there is no preset {lm!r}; there are {', '.join(t5.PRESETS)}")
+    rows = []
+    with torch.device("meta"):
+        config = t5.PRESETS[lm]
+        model = VLModel(t5.EncoderDecoder(resized(config)), width)
+        for name, method in adapters.methods(config.rms).items():
+            rows.append((name, *model.install(method)[-1][1:]))
+            model.remove()
+    return rows
+
+
+def resized(c: t5.Config) -> t5.Config:
+    """The config with the added tokens' rows: 50265 -> 50465 (BART), 32128 -> 32200 (T5, whose
+    published table has 28 spare rows behind its 32100 tokens)."""
+    return replace(c, vocab=32200 if c.rms and c.vocab == 32128 else c.vocab + EXTRA_TOKENS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The table of methods and what each one trains.")
+    parser.add_argument("--lm", default="bart-base", help=f"one of {', '.join(t5.PRESETS)}")
+    parser.add_argument("--features", type=int, default=2048, help="width of the visual features "
+                        "(2048: RN101 pictures, 512: ViT-B/32 video)")
+    args = parser.parse_args()
+    try:
+        rows = count_table(args.lm, args.features)
+    except ValueError as e:
+        sys.exit(f"model.py: {e}")
+    print(f"{args.lm}, features {args.features}\n{'name':16} {'trainable':>12} {'total':>12} {'%':>8}")
+    for name, trainable, total in rows:
+        print(f"{name:16} {trainable:12,} {total:12,} {100 * trainable / total:8.4f}")
+
+
+if __name__ == "__main__":
+    main()

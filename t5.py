@@ -1,0 +1,468 @@
+"""How do T5 and BART turn tokens into tokens?
+
+One encoder-decoder in two dialects (T5: Raffel et al. 2020, arXiv 1910.10683; BART: Lewis et al.
+2020, arXiv 1910.13461). This is the whole lesson, what differs between them:
+
+                      BART                              T5
+    norm              LayerNorm, after the residual     RMSNorm, before the sub-layer, one at the end
+    positions         learned, added to the words       relative, a bias on the attention scores
+    embedding         LayerNorm over word + position    nothing
+    attention scale   1 / sqrt(d_kv)                    1 (folded into the weights)
+    biases            in every Linear                   nowhere
+    feed-forward      GELU                              ReLU; v1.1 and Flan: gated GELU (tanh)
+    head              tied, plus a bias buffer          tied and scaled by d^-0.5; v1.1 and Flan: own
+    decoder starts    with </s>                         with <pad>
+
+A *site* is where a tuning method may act: behind every sub-layer and behind every Linear of an
+attention or a feed-forward stands `tune`, None until model.py installs a function (h, x) -> h'.
+
+    python -m pytest tests/test_t5.py
+"""
+import json
+from collections import ChainMap
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import weights
+
+# B batch, S encoder tokens (prompt P, text L, visual N), T target tokens, D width, H heads,
+# E = H * d_kv, V vocabulary.
+
+
+@dataclass(frozen=True)
+class Config:
+    """Size and dialect of an encoder-decoder. The first block is size, the second dialect."""
+    vocab: int
+    d: int
+    heads: int
+    d_kv: int
+    ffn: int
+    layers: tuple[int, int]                  # encoder, decoder
+
+    pre_norm: bool                           # T5 normalises before the sub-layer, BART after it
+    rms: bool                                # RMSNorm or LayerNorm
+    eps: float
+    bias: bool                               # biases in the Linears
+    scale: bool                              # attention scores / sqrt(d_kv)
+    positions: int = 0                       # rows of learned positions (BART); 0: relative
+    buckets: int = 32                        # rows of the relative table (T5)
+    max_distance: int = 128
+    activation: str = "relu"                 # a key of ACTIVATIONS
+    gated: bool = False
+    tied: bool = True                        # the head is the word embedding
+    head_scale: float = 1.0                  # logits from h * head_scale
+    dropout: float = 0.1
+    pad: int = 0
+    bos: int | None = None
+    eos: int = 1
+    start: int = 0                           # first decoder token
+    no_repeat_ngram: int = 0                 # decoding settings that a published model carries
+    early_stopping: bool = False
+    force_eos: bool = False                  # beams must end at the last position
+
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+
+
+def bart(d: int, heads: int, ffn: int, layers: int, **other) -> Config:
+    return Config(**dict(
+        vocab=50265, d=d, heads=heads, d_kv=d // heads, ffn=ffn, layers=(layers, layers),
+        pre_norm=False, rms=False, eps=1e-5, bias=True, scale=True, positions=1026,
+        activation="gelu", pad=1, bos=0, eos=2, start=2,
+        no_repeat_ngram=3, early_stopping=True, force_eos=True) | other)
+
+
+def t5(d: int, heads: int, ffn: int, layers: int, v11: bool = False, **other) -> Config:
+    head = dict(tied=False, gated=True, activation="gelu_tanh") if v11 else dict(head_scale=d ** -0.5)
+    return Config(**dict(
+        vocab=32128, d=d, heads=heads, d_kv=64, ffn=ffn, layers=(layers, layers),
+        pre_norm=True, rms=True, eps=1e-6, bias=False, scale=False) | head | other)
+
+
+# A model of a published size can be built without its weights (also on the meta device).
+PRESETS = {
+    "bart-base": bart(768, 12, 3072, 6), "bart-large": bart(1024, 16, 4096, 12),
+    "t5-small": t5(512, 8, 2048, 6), "t5-base": t5(768, 12, 3072, 12), "t5-large": t5(1024, 16, 4096, 24),
+    "t5-v1_1-small": t5(512, 6, 1024, 8, v11=True), "t5-v1_1-base": t5(768, 12, 2048, 12, v11=True),
+    "t5-v1_1-large": t5(1024, 16, 2816, 24, v11=True),
+}
+PRESETS |= {f"flan-t5-{s}": PRESETS[f"t5-v1_1-{s}"] for s in ("small", "base", "large")}
+
+
+def read_config(folder: str | Path) -> Config:
+    """Config of a published folder (its config.json, and generation_config.json if there is one).
+
+    Raises FileNotFoundError or ValueError, naming the file and the field, for anything that this
+    file can't reproduce exactly.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: a language model's folder holds config.json, "
+                                "model.safetensors and its tokenizer's files")
+    try:
+        c = json.loads(path.read_text())
+        extra = path.with_name("generation_config.json")
+        if extra.is_file():
+            c |= {k: v for k, v in json.loads(extra.read_text()).items() if v is not None}
+        build = {"t5": _t5_config, "bart": _bart_config}.get(c.get("model_type"))
+        if build is None:
+            raise ValueError(f"{path}: model_type is {c.get('model_type')!r}; known are 't5', 'bart'")
+        return build(c)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path} is not valid JSON ({e}): download it again") from e
+    except KeyError as e:
+        raise ValueError(f"{path} has no field {e}: is it a published T5 or BART config?") from e
+    except NotImplementedError as e:
+        raise ValueError(f"{path}: {e}") from e
+
+
+def _t5_config(c: dict) -> Config:
+    kinds = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gelu": ("gelu", False),
+             "gated-relu": ("relu", True)}
+    if c.get("feed_forward_proj", "relu") not in kinds:
+        raise NotImplementedError(f"feed_forward_proj is {c['feed_forward_proj']!r}; known are {list(kinds)}")
+    activation, gated = kinds[c.get("feed_forward_proj", "relu")]
+    tied = c.get("tie_word_embeddings", True)
+    return Config(
+        vocab=c["vocab_size"], d=c["d_model"], heads=c["num_heads"], d_kv=c["d_kv"], ffn=c["d_ff"],
+        layers=(c["num_layers"], c.get("num_decoder_layers") or c["num_layers"]),
+        pre_norm=True, rms=True, eps=c.get("layer_norm_epsilon", 1e-6), bias=False, scale=False,
+        buckets=c.get("relative_attention_num_buckets", 32),
+        max_distance=c.get("relative_attention_max_distance", 128), activation=activation,
+        gated=gated, tied=tied, head_scale=c["d_model"] ** -0.5 if tied else 1.0,
+        dropout=c.get("dropout_rate", 0.1), pad=c.get("pad_token_id", 0), eos=c.get("eos_token_id", 1),
+        start=c.get("decoder_start_token_id", 0) or 0,
+        no_repeat_ngram=c.get("no_repeat_ngram_size", 0), early_stopping=c.get("early_stopping", False))
+
+
+def _bart_config(c: dict) -> Config:
+    for a, b in (("encoder_attention_heads", "decoder_attention_heads"), ("encoder_ffn_dim", "decoder_ffn_dim")):
+        if c[a] != c[b]:
+            raise NotImplementedError(f"{a} {c[a]} and {b} {c[b]} differ; here they are one number")
+    if c.get("scale_embedding"):
+        raise NotImplementedError("scale_embedding is true (as in mBART); here it must be false")
+    if c.get("activation_function", "gelu") not in ACTIVATIONS:
+        raise NotImplementedError(f"activation_function is {c['activation_function']!r}; known are 'gelu', 'relu'")
+    return Config(
+        vocab=c["vocab_size"], d=c["d_model"], heads=c["encoder_attention_heads"],
+        d_kv=c["d_model"] // c["encoder_attention_heads"], ffn=c["encoder_ffn_dim"],
+        layers=(c["encoder_layers"], c["decoder_layers"]), pre_norm=False, rms=False, eps=1e-5,
+        bias=True, scale=True, positions=c["max_position_embeddings"] + 2,
+        activation=c.get("activation_function", "gelu"), dropout=c.get("dropout", 0.1),
+        pad=c.get("pad_token_id", 1), bos=c.get("bos_token_id", 0), eos=c.get("eos_token_id", 2),
+        start=c.get("decoder_start_token_id", 2), no_repeat_ngram=c.get("no_repeat_ngram_size", 0),
+        early_stopping=c.get("early_stopping", False), force_eos=True)
+
+
+# ---------------------------------------------------------------------------------- the machine
+
+class Linear(nn.Linear):
+    """A Linear with a site behind it: h = W x + b; h' = tune(h, x, ctx)."""
+
+    def __init__(self, d_in: int, d_out: int, bias: bool):
+        super().__init__(d_in, d_out, bias)
+        self.register_module("tune", None)
+
+    def forward(self, x: Tensor, ctx=None) -> Tensor:
+        h = super().forward(x)
+        return h if self.tune is None else self.tune(h, x, ctx)
+
+
+class Attention(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        inner = c.heads * c.d_kv
+        self.q, self.k, self.v = (Linear(c.d, inner, c.bias) for _ in range(3))
+        self.o = Linear(inner, c.d, c.bias)
+        self.d_kv, self.dropout = c.d_kv, c.dropout
+        self.scale = c.d_kv ** -0.5 if c.scale else 1.0
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)             # B, H, S, d_kv
+
+    def keys_values(self, x: Tensor, ctx=None) -> tuple[Tensor, Tensor]:
+        return self.split(self.k(x, ctx)), self.split(self.v(x, ctx))
+
+    def forward(self, x: Tensor, ctx=None, mask: Tensor | None = None, causal: bool = False,
+                past: tuple[Tensor, Tensor] | None = None, cross: bool = False) -> tuple[Tensor, tuple]:
+        """x (B, T, D) attends to itself (behind `past` keys and values, if any) or, with `cross`,
+        to `past` alone. mask: True = visible, or a float bias. Returns the output and (k, v)."""
+        q = self.q(x, ctx)
+        if cross:
+            k, v = past
+            # Beams are queries of one item: (B * beams, 1) tokens read (B, S) keys as (B, beams),
+            # so that the keys and values of the encoder are never repeated for each beam.
+            q = q.view(k.size(0), -1, q.size(-1))
+        else:
+            k, v = self.keys_values(x, ctx)
+            if past is not None:
+                k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(q.dtype)
+        h = F.scaled_dot_product_attention(
+            self.split(q), k, v, mask, self.dropout if self.training else 0.0, causal, scale=self.scale)
+        h = h.transpose(1, 2).reshape(x.size(0), x.size(1), -1)             # B, T, E
+        return self.o(h, ctx), (k, v)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.wi = Linear(c.d, c.ffn, c.bias)
+        self.gate = Linear(c.d, c.ffn, c.bias) if c.gated else None
+        self.wo = Linear(c.ffn, c.d, c.bias)
+        self.act, self.dropout = ACTIVATIONS[c.activation], c.dropout
+
+    def forward(self, x: Tensor, ctx=None) -> Tensor:
+        h = self.wi(x, ctx)
+        h = self.act(h) if self.gate is None else self.act(self.gate(x, ctx)) * h
+        return self.wo(F.dropout(h, self.dropout, self.training), ctx)
+
+
+def make_norm(c: Config) -> nn.Module:
+    return nn.RMSNorm(c.d, c.eps) if c.rms else nn.LayerNorm(c.d, c.eps)
+
+
+class SubLayer(nn.Module):
+    """Where residual, norm, dropout and tuning meet. x is the residual stream, on T5 un-normalised."""
+
+    def __init__(self, c: Config, f: nn.Module):
+        super().__init__()
+        self.f, self.norm = f, make_norm(c)
+        self.pre_norm, self.dropout = c.pre_norm, c.dropout
+        self.register_module("tune", None)
+
+    def forward(self, x: Tensor, ctx=None, **attention) -> tuple[Tensor, tuple | None]:
+        h = self.f(self.norm(x) if self.pre_norm else x, ctx, **attention)
+        h, kv = h if isinstance(h, tuple) else (h, None)
+        if self.tune is not None:
+            h = self.tune(h, x, ctx)
+        x = x + F.dropout(h, self.dropout, self.training)
+        return x if self.pre_norm else self.norm(x), kv
+
+
+class Block(nn.Module):
+    def __init__(self, c: Config, decoder: bool):
+        super().__init__()
+        self.self_attn = SubLayer(c, Attention(c))
+        self.cross_attn = SubLayer(c, Attention(c)) if decoder else None
+        self.ffn = SubLayer(c, FeedForward(c))
+
+
+class Stack(nn.Module):
+    """Encoder or decoder: what surrounds the blocks (positions, norms, masks)."""
+
+    def __init__(self, c: Config, decoder: bool):
+        super().__init__()
+        self.config, self.decoder = c, decoder
+        self.positions = nn.Embedding(c.positions, c.d) if c.positions else None
+        self.embed_norm = make_norm(c) if c.positions else None
+        self.relative = None if c.positions else nn.Embedding(c.buckets, c.heads)
+        self.blocks = nn.ModuleList(Block(c, decoder) for _ in range(c.layers[decoder]))
+        self.norm = make_norm(c) if c.pre_norm else None
+
+    def embed(self, words: Tensor, offset: int = 0, prompt: Tensor | None = None,
+              visual: Tensor | None = None) -> Tensor:
+        """[prompt | words | visual]: only words have positions; BART's norm leaves visual alone."""
+        x = words
+        if self.positions is not None:
+            t = offset + torch.arange(words.size(1), device=words.device)
+            if offset + words.size(1) > self.positions.num_embeddings - 2:
+                raise ValueError(f"{offset + words.size(1)} tokens, but this model has "
+                                 f"{self.positions.num_embeddings - 2} positions: shorten the text")
+            x = x + self.positions(t + 2)                   # BART's first two rows are never used
+        if prompt is not None:
+            x = torch.cat([prompt, x], 1)
+        if self.embed_norm is not None:
+            x = self.embed_norm(x)
+        if visual is not None:
+            x = torch.cat([x, visual], 1)                                   # B, P + L + N, D
+        return F.dropout(x, self.config.dropout, self.training)
+
+    def finish(self, x: Tensor) -> Tensor:
+        return x if self.norm is None else F.dropout(self.norm(x), self.config.dropout, self.training)
+
+    def bias(self, queries: int, keys: int) -> Tensor:
+        """T5's relative position bias (1, H, queries, keys) of the last `queries` positions."""
+        device = self.relative.weight.device
+        distance = torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
+        bucket = relative_bucket(distance, not self.decoder, self.config.buckets, self.config.max_distance)
+        return self.relative(bucket).permute(2, 0, 1)[None]
+
+
+def relative_bucket(distance: Tensor, both_ways: bool, buckets: int, max_distance: int) -> Tensor:
+    """distance = key - query -> row of the relative table (T5, section 2.1).
+
+    Near distances have a row each, far ones share rows that widen logarithmically up to
+    max_distance; the encoder spends half its rows on keys to the right of the query.
+    """
+    row = torch.zeros_like(distance)
+    if both_ways:
+        buckets //= 2
+        row, distance = row + (distance > 0) * buckets, distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    near = buckets // 2
+    # The logarithm is taken in fp32 and in this order, so that borders fall where T5 learnt them.
+    far = near + (torch.log(distance.clamp(min=1).float() / near)
+                  / torch.log(torch.tensor(max_distance / near)).item() * (buckets - near)).long()
+    return row + torch.where(distance < near, distance, far.clamp(max=buckets - 1))
+
+
+class EncoderDecoder(nn.Module):
+    """BART or T5 with sites. Parameters are named by their place: `decoder.blocks.0.cross_attn.f.v`."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.shared = nn.Embedding(config.vocab, config.d)
+        self.encoder, self.decoder = Stack(config, False), Stack(config, True)
+        self.head = None if config.tied else nn.Linear(config.d, config.vocab, bias=False)
+        self.register_buffer("logits_bias", torch.zeros(1, config.vocab) if config.positions else None)
+
+    def encode(self, ids: Tensor, prompt: Tensor | None = None, visual: Tensor | None = None,
+               ctx=None, visual_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """ids (B, L), prompt (B, P, D), visual (B, N, D) -> hidden states (B, S, D), mask (B, S)."""
+        enc, mask = self.encoder, self.encoder_mask(ids, prompt, visual, visual_mask)
+        x = enc.embed(self.shared(ids), 0, prompt, visual)
+        seen = mask[:, None, None, :]                                       # B, 1, 1, S
+        if enc.relative is not None:
+            text = x.size(1) - (0 if visual is None else visual.size(1))
+            n = x.size(1) - text                            # a pair with a visual token has bias 0
+            seen = F.pad(enc.bias(text, text), (0, n, 0, n)).masked_fill(~seen, float("-inf"))
+        for block in enc.blocks:
+            x, _ = block.self_attn(x, ctx, mask=seen)
+            x, _ = block.ffn(x, ctx)
+        return enc.finish(x), mask
+
+    def encoder_mask(self, ids: Tensor, prompt=None, visual=None, visual_mask=None) -> Tensor:
+        """True (B, S) where a token is seen: prompt and picture always, text unless it is padding."""
+        parts = [ids != self.config.pad]
+        if prompt is not None:
+            parts.insert(0, parts[0].new_ones(prompt.shape[:2]))
+        if visual is not None:
+            parts.append(parts[0].new_ones(visual.shape[:2]) if visual_mask is None else visual_mask)
+        return torch.cat(parts, 1)
+
+    def start_cache(self, memory: Tensor, ctx=None) -> list[list]:
+        """One [past self-attention (k, v) or None, cross-attention (k, v)] a decoder block: the
+        keys and values of the encoder's output, with whatever is tuned there, computed once."""
+        return [[None, b.cross_attn.f.keys_values(memory, ctx)] for b in self.decoder.blocks]
+
+    def decode(self, ids: Tensor, mask: Tensor, cache: list[list], ctx=None) -> Tensor:
+        """Decoder ids (B, T), the encoder's mask (B, S), a cache -> hidden states (B, T, D).
+
+        With a filled cache, ids are the next tokens only; the cache is brought up to date in place.
+        """
+        dec, T = self.decoder, ids.size(1)
+        offset = 0 if cache[0][0] is None else cache[0][0][0].size(2)
+        if offset and T > 1:
+            raise ValueError(f"a filled cache takes one token at a time, not {T}")
+        x = dec.embed(self.shared(ids), offset)
+        seen, causal = None, T > 1
+        if dec.relative is not None:
+            seen, causal = dec.bias(T, offset + T), False
+            if T > 1:
+                future = torch.ones(T, T, dtype=torch.bool, device=ids.device).triu(1)
+                seen = seen.masked_fill(future, float("-inf"))
+        for block, kv in zip(dec.blocks, cache):
+            x, kv[0] = block.self_attn(x, ctx, mask=seen, causal=causal, past=kv[0])
+            x, _ = block.cross_attn(x, ctx, mask=mask[:, None, None, :], past=kv[1], cross=True)
+            x, _ = block.ffn(x, ctx)
+        return dec.finish(x)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Hidden states (..., D) -> scores of the next token (..., V)."""
+        h = h * self.config.head_scale if self.config.head_scale != 1 else h
+        y = F.linear(h, self.shared.weight if self.head is None else self.head.weight)
+        return y if self.logits_bias is None else y + self.logits_bias
+
+    def shift_right(self, labels: Tensor) -> Tensor:
+        """Decoder input [start, labels[:-1]]; -100 (no target) becomes padding. (B, T)"""
+        start = labels.new_full((labels.size(0), 1), self.config.start)
+        return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.config.pad)], 1)
+
+    def forward(self, ids: Tensor, labels: Tensor, prompt=None, visual=None, ctx=None) -> Tensor:
+        """Teacher forcing: text ids (B, L) and labels (B, T) -> logits (B, T, V)."""
+        memory, mask = self.encode(ids, prompt, visual, ctx)
+        return self.logits(self.decode(self.shift_right(labels), mask, self.start_cache(memory, ctx), ctx))
+
+    @torch.no_grad()
+    def init_weights(self) -> "EncoderDecoder":
+        """Random weights by the law each dialect was trained from."""
+        c = self.config
+        for name, p in self.named_parameters():
+            last, kind = name.rsplit(".", 2)[-2:]
+            if "norm" in last or kind == "bias":
+                nn.init.constant_(p, float(kind == "weight"))
+            elif not c.rms:
+                nn.init.normal_(p, std=0.02)
+            else:                                            # T5: variance 1 / fan-in, q also / d_kv
+                fan = {"shared": 1, "head": 1, "relative": c.d, "q": c.d * c.d_kv, "o": c.heads * c.d_kv,
+                       "wo": c.ffn}.get(last, c.d)
+                nn.init.normal_(p, std=fan ** -0.5)
+        return self
+
+
+# ---------------------------------------------------------------------------- published weights
+
+def _rows(*rows: str) -> list[tuple[str, str]]:
+    return [tuple(r.split()) for r in rows]
+
+
+def table(c: Config, prefix: str = "") -> list[tuple[str, str | None]]:
+    """(published module or tensor, ours) with {i} a layer's number; the last rows are tied copies.
+    prefix: "model." where a BART file has it."""
+    stacks, head = ("encoder", "decoder"), "shared" if c.tied else "head"
+    if c.positions:
+        attn = (("encoder", "self_attn", "self_attn"), ("decoder", "self_attn", "self_attn"),
+                ("decoder", "encoder_attn", "cross_attn"))
+        rows = _rows(
+            "shared shared",
+            *(f"{s}.{theirs} {s}.{ours}" for s in stacks for theirs, ours in (
+                ("embed_positions", "positions"), ("layernorm_embedding", "embed_norm"),
+                ("layers.{i}.fc1", "blocks.{i}.ffn.f.wi"), ("layers.{i}.fc2", "blocks.{i}.ffn.f.wo"),
+                ("layers.{i}.final_layer_norm", "blocks.{i}.ffn.norm"))),
+            *(f"{s}.layers.{{i}}.{theirs}.{w}_proj {s}.blocks.{{i}}.{ours}.f.{w[0]}"
+              for s, theirs, ours in attn for w in ("q", "k", "v", "out")),
+            *(f"{s}.layers.{{i}}.{theirs}_layer_norm {s}.blocks.{{i}}.{ours}.norm"
+              for s, theirs, ours in attn),
+            *(f"{s}.embed_tokens shared" for s in stacks))
+        return [(prefix + a, b) for a, b in rows] + _rows(
+            "final_logits_bias logits_bias", f"lm_head {head}")
+    ffn = (("wi_0", "gate"), ("wi_1", "wi")) if c.gated else (("wi", "wi"),)
+    sites = (("encoder", 0, "SelfAttention", "self_attn"), ("encoder", 1, "DenseReluDense", "ffn"),
+             ("decoder", 0, "SelfAttention", "self_attn"), ("decoder", 1, "EncDecAttention", "cross_attn"),
+             ("decoder", 2, "DenseReluDense", "ffn"))
+    return _rows(
+        "shared shared",
+        *(f"{s}.block.{{i}}.layer.{j}.layer_norm {s}.blocks.{{i}}.{ours}.norm" for s, j, _, ours in sites),
+        *(f"{s}.block.{{i}}.layer.{j}.{theirs}.{a} {s}.blocks.{{i}}.{ours}.f.{b}"
+          for s, j, theirs, ours in sites
+          for a, b in ((*ffn, ("wo", "wo")) if ours == "ffn" else zip("qkvo", "qkvo"))),
+        *(f"{s}.block.0.layer.0.SelfAttention.relative_attention_bias {s}.relative" for s in stacks),
+        *(f"{s}.final_layer_norm {s}.norm" for s in stacks),
+        f"lm_head {head}", *(f"{s}.embed_tokens shared" for s in stacks)) + [
+        # Left over in Google's files; no model ever read it.
+        ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias", None)]
+
+
+def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> EncoderDecoder:
+    """The model of a published folder (config.json, model.safetensors), in eval mode.
+
+    Raises FileNotFoundError or ValueError, naming what is missing, unexpected or misshapen.
+    """
+    config = read_config(folder)
+    if dtype == torch.float16 and config.rms:
+        raise ValueError("T5 overflows in fp16 (its residual stream exceeds 65504): use bf16 or fp32")
+    source = weights.read(folder)
+    prefix = "model." if "model.shared.weight" in source else ""
+    model = EncoderDecoder(config).to(dtype)
+    if config.positions and "final_logits_bias" not in source:       # BART saved without its head
+        source = ChainMap({"final_logits_bias": torch.zeros(1, config.vocab)}, source)
+    weights.load(model, source, table(config, prefix), where=str(folder))
+    return model.eval()
