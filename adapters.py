@@ -33,7 +33,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 def linear(d_in: int, d_out: int, std: float | None, zero: bool = False) -> nn.Linear:
-    """A new Linear with weight N(0, std) and bias 0, with PyTorch's default law (std None), or 0."""
+    """A new Linear with weight N(0, std) and bias 0; std None: PyTorch's default law."""
     m = nn.Linear(d_in, d_out)
     if zero or std is not None:
         nn.init.normal_(m.weight, std=0.0 if zero else std)

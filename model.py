@@ -18,17 +18,17 @@ from torch import Tensor, nn
 
 import adapters
 import t5
+import weights
 from adapters import Context, Method
 
 # B batch, K beams, L text tokens, N visual tokens, S = L + N, T target tokens, D width,
 # F feature width, V vocabulary.
 
 NORMS = (nn.LayerNorm, nn.RMSNorm)
-EXTRA_TOKENS = 200            # <extra_id_99..0> and <vis_extra_id_99..0>, behind the words
 
 
 class VisualEmbedding(nn.Module):
-    """v_j = Norm_f(W_f f_j + b_f) + Norm_p(W_p [x1, x2, y1, y2, area] + b_p) + E_img + E_word[V-1-j]
+    """v = Norm_f(W_f f + b_f) + Norm_p(W_p [x1, x2, y1, y2, area] + b_p) + E_img + E_word[V-1-j]
 
     Trained in every method. E_word, the order table, is the language model's own (frozen) word
     embedding: token j of a picture is called <vis_extra_id_j>, which has id V - 1 - j.
@@ -60,8 +60,17 @@ OPEN = {
 }
 
 
+def vocabulary(c: t5.Config) -> int:
+    """Words with the 200 added ones, <extra_id_99..0> and <vis_extra_id_99..0>: 50265 -> 50465
+    on BART. T5 has the first hundred already and published tables 28 spare rows: 32128 -> 32200."""
+    return 32200 if c.rms and c.vocab == 32128 else c.vocab + 200
+
+
 class VLModel(nn.Module):
-    """A frozen language model that sees: `lm`, the `visual` embedding, and an installed method."""
+    """A frozen language model that sees: `lm`, the `visual` embedding, and an installed method.
+
+    lm: with its vocabulary resized to `vocabulary(lm.config)`. width: of the visual features.
+    """
 
     def __init__(self, lm: t5.EncoderDecoder, width: int):
         super().__init__()
@@ -81,8 +90,8 @@ class VLModel(nn.Module):
             place = getattr(block, sub, None)
             place = getattr(place.f, linear[0], None) if place is not None and linear else place
             if place is None or not hasattr(place, "tune"):
-                raise ValueError(f"no site {name!r}; there are {', '.join(adapters.SUBLAYERS)}, and "
-                                 "behind an attention .q .k .v .o, behind a feed-forward .wi .wo")
+                raise ValueError(f"no site {name!r}; there are {', '.join(adapters.SUBLAYERS)}, "
+                                 "and behind an attention .q .k .v .o, a feed-forward .wi .wo")
             yield f"lm.{stack}.blocks.{i}.{sub}" + (f".f.{linear[0]}" if linear else ""), place
 
     def install(self, method: Method) -> list[tuple[str, int, int]]:
@@ -141,6 +150,20 @@ class VLModel(nn.Module):
     def trained(self) -> dict[str, Tensor]:
         """What an adapter-only file holds: every trainable tensor under its one name."""
         return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+
+    def load_trained(self, path: str) -> None:
+        """Fills what the installed method trains from an adapter-only file, strictly."""
+        own = nn.Module()                   # just the trained tensors, under their full names
+        for name, p in self.named_parameters():
+            if p.requires_grad:
+                *parents, last = name.split(".")
+                place = own
+                for parent in parents:
+                    if not hasattr(place, parent):
+                        place.add_module(parent, nn.Module())
+                    place = getattr(place, parent)
+                place.register_parameter(last, p)
+        weights.load(own, weights.read(path), where=str(path))
 
     # ------------------------------------------------------------------------------- forward
 
@@ -303,23 +326,18 @@ def beam_search(step, start: Tensor, c: t5.Config, max_length: int, n: int, K: i
 # --------------------------------------------------------------------------------- the table
 
 def count_table(lm: str, width: int) -> list[tuple[str, int, int]]:
-    """(method, trainable, total) of every row on a backbone of a published size, without weights."""
+    """(method, trainable, total) of every row on a backbone of a published size, weightless."""
     if lm not in t5.PRESETS:
         raise ValueError(f"there is no preset {lm!r}; there are {', '.join(t5.PRESETS)}")
     rows = []
     with torch.device("meta"):
         config = t5.PRESETS[lm]
-        model = VLModel(t5.EncoderDecoder(resized(config)), width)
+        config = replace(config, vocab=vocabulary(config))
+        model = VLModel(t5.EncoderDecoder(config), width)
         for name, method in adapters.methods(config.rms).items():
             rows.append((name, *model.install(method)[-1][1:]))
             model.remove()
     return rows
-
-
-def resized(c: t5.Config) -> t5.Config:
-    """The config with the added tokens' rows: 50265 -> 50465 (BART), 32128 -> 32200 (T5, whose
-    published table has 28 spare rows behind its 32100 tokens)."""
-    return replace(c, vocab=32200 if c.rms and c.vocab == 32128 else c.vocab + EXTRA_TOKENS)
 
 
 def main() -> None:
@@ -332,7 +350,8 @@ def main() -> None:
         rows = count_table(args.lm, args.features)
     except ValueError as e:
         sys.exit(f"model.py: {e}")
-    print(f"{args.lm}, features {args.features}\n{'name':16} {'trainable':>12} {'total':>12} {'%':>8}")
+    print(f"{args.lm}, features {args.features}")
+    print(f"{'name':16} {'trainable':>12} {'total':>12} {'%':>8}")
     for name, trainable, total in rows:
         print(f"{name:16} {trainable:12,} {total:12,} {100 * trainable / total:8.4f}")
 

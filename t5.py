@@ -4,13 +4,13 @@ One encoder-decoder in two dialects (T5: Raffel et al. 2020, arXiv 1910.10683; B
 2020, arXiv 1910.13461). This is the whole lesson, what differs between them:
 
                       BART                              T5
-    norm              LayerNorm, after the residual     RMSNorm, before the sub-layer, one at the end
+    norm              LayerNorm, after the residual     RMSNorm, before the sub-layer, 1 at the end
     positions         learned, added to the words       relative, a bias on the attention scores
     embedding         LayerNorm over word + position    nothing
     attention scale   1 / sqrt(d_kv)                    1 (folded into the weights)
     biases            in every Linear                   nowhere
     feed-forward      GELU                              ReLU; v1.1 and Flan: gated GELU (tanh)
-    head              tied, plus a bias buffer          tied and scaled by d^-0.5; v1.1 and Flan: own
+    head              tied, plus a bias buffer          tied, scaled by d^-0.5; v1.1 and Flan: own
     decoder starts    with </s>                         with <pad>
 
 A *site* is where a tuning method may act: behind every sub-layer and behind every Linear of an
@@ -20,7 +20,7 @@ attention or a feed-forward stands `tune`, None until model.py installs a functi
 """
 import json
 from collections import ChainMap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -77,7 +77,8 @@ def bart(d: int, heads: int, ffn: int, layers: int, **other) -> Config:
 
 
 def t5(d: int, heads: int, ffn: int, layers: int, v11: bool = False, **other) -> Config:
-    head = dict(tied=False, gated=True, activation="gelu_tanh") if v11 else dict(head_scale=d ** -0.5)
+    head = (dict(tied=False, gated=True, activation="gelu_tanh") if v11 else
+            dict(head_scale=d ** -0.5))
     return Config(**dict(
         vocab=32128, d=d, heads=heads, d_kv=64, ffn=ffn, layers=(layers, layers),
         pre_norm=True, rms=True, eps=1e-6, bias=False, scale=False) | head | other)
@@ -86,11 +87,16 @@ def t5(d: int, heads: int, ffn: int, layers: int, v11: bool = False, **other) ->
 # A model of a published size can be built without its weights (also on the meta device).
 PRESETS = {
     "bart-base": bart(768, 12, 3072, 6), "bart-large": bart(1024, 16, 4096, 12),
-    "t5-small": t5(512, 8, 2048, 6), "t5-base": t5(768, 12, 3072, 12), "t5-large": t5(1024, 16, 4096, 24),
+    "t5-small": t5(512, 8, 2048, 6), "t5-base": t5(768, 12, 3072, 12),
+    "t5-large": t5(1024, 16, 4096, 24),
     "t5-v1_1-small": t5(512, 6, 1024, 8, v11=True), "t5-v1_1-base": t5(768, 12, 2048, 12, v11=True),
     "t5-v1_1-large": t5(1024, 16, 2816, 24, v11=True),
 }
 PRESETS |= {f"flan-t5-{s}": PRESETS[f"t5-v1_1-{s}"] for s in ("small", "base", "large")}
+
+
+class Unsupported(ValueError):
+    """A published config that this file cannot reproduce exactly."""
 
 
 def read_config(folder: str | Path) -> Config:
@@ -104,28 +110,33 @@ def read_config(folder: str | Path) -> Config:
         raise FileNotFoundError(f"{path} is missing: a language model's folder holds config.json, "
                                 "model.safetensors and its tokenizer's files")
     try:
-        c = json.loads(path.read_text())
+        c = json.loads(path.read_text(encoding="utf-8"))
         extra = path.with_name("generation_config.json")
         if extra.is_file():
-            c |= {k: v for k, v in json.loads(extra.read_text()).items() if v is not None}
-        build = {"t5": _t5_config, "bart": _bart_config}.get(c.get("model_type"))
-        if build is None:
-            raise ValueError(f"{path}: model_type is {c.get('model_type')!r}; known are 't5', 'bart'")
-        return build(c)
+            more = json.loads(extra.read_text(encoding="utf-8"))
+            c |= {k: v for k, v in more.items() if v is not None}
+        kind = known(c, "model_type", {"t5": _t5_config, "bart": _bart_config}, None)
+        return kind(c)
     except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is not valid JSON ({e}): download it again") from e
+        raise ValueError(f"{path} is not valid JSON ({e}): download it again") from None
     except KeyError as e:
-        raise ValueError(f"{path} has no field {e}: is it a published T5 or BART config?") from e
-    except NotImplementedError as e:
-        raise ValueError(f"{path}: {e}") from e
+        raise ValueError(f"{path} has no field {e}: is it a published T5 or BART config?") from None
+    except Unsupported as e:
+        raise ValueError(f"{path}: {e}") from None
+
+
+def known(c: dict, field: str, table: dict, default):
+    """The table's entry for a config's field."""
+    value = c.get(field, default)
+    if value not in table:
+        raise Unsupported(f"{field} is {value!r}; known are {', '.join(map(repr, table))}")
+    return table[value]
 
 
 def _t5_config(c: dict) -> Config:
-    kinds = {"relu": ("relu", False), "gated-gelu": ("gelu_tanh", True), "gelu": ("gelu", False),
-             "gated-relu": ("relu", True)}
-    if c.get("feed_forward_proj", "relu") not in kinds:
-        raise NotImplementedError(f"feed_forward_proj is {c['feed_forward_proj']!r}; known are {list(kinds)}")
-    activation, gated = kinds[c.get("feed_forward_proj", "relu")]
+    activation, gated = known(c, "feed_forward_proj", {
+        "relu": ("relu", False), "gelu": ("gelu", False),
+        "gated-relu": ("relu", True), "gated-gelu": ("gelu_tanh", True)}, "relu")
     tied = c.get("tie_word_embeddings", True)
     return Config(
         vocab=c["vocab_size"], d=c["d_model"], heads=c["num_heads"], d_kv=c["d_kv"], ffn=c["d_ff"],
@@ -134,26 +145,26 @@ def _t5_config(c: dict) -> Config:
         buckets=c.get("relative_attention_num_buckets", 32),
         max_distance=c.get("relative_attention_max_distance", 128), activation=activation,
         gated=gated, tied=tied, head_scale=c["d_model"] ** -0.5 if tied else 1.0,
-        dropout=c.get("dropout_rate", 0.1), pad=c.get("pad_token_id", 0), eos=c.get("eos_token_id", 1),
-        start=c.get("decoder_start_token_id", 0) or 0,
-        no_repeat_ngram=c.get("no_repeat_ngram_size", 0), early_stopping=c.get("early_stopping", False))
+        dropout=c.get("dropout_rate", 0.1), pad=c.get("pad_token_id", 0),
+        eos=c.get("eos_token_id", 1), start=c.get("decoder_start_token_id") or 0,
+        no_repeat_ngram=c.get("no_repeat_ngram_size", 0),
+        early_stopping=c.get("early_stopping", False))
 
 
 def _bart_config(c: dict) -> Config:
-    for a, b in (("encoder_attention_heads", "decoder_attention_heads"), ("encoder_ffn_dim", "decoder_ffn_dim")):
-        if c[a] != c[b]:
-            raise NotImplementedError(f"{a} {c[a]} and {b} {c[b]} differ; here they are one number")
-    if c.get("scale_embedding"):
-        raise NotImplementedError("scale_embedding is true (as in mBART); here it must be false")
-    if c.get("activation_function", "gelu") not in ACTIVATIONS:
-        raise NotImplementedError(f"activation_function is {c['activation_function']!r}; known are 'gelu', 'relu'")
+    for field in ("attention_heads", "ffn_dim"):
+        if c[f"encoder_{field}"] != c[f"decoder_{field}"]:
+            raise Unsupported(f"encoder_{field} and decoder_{field} differ; here they are one")
+    known(c, "scale_embedding", {False: None}, False)           # true in mBART
+    activation = c.get("activation_function", "gelu")
+    known(c, "activation_function", ACTIVATIONS, "gelu")
     return Config(
         vocab=c["vocab_size"], d=c["d_model"], heads=c["encoder_attention_heads"],
         d_kv=c["d_model"] // c["encoder_attention_heads"], ffn=c["encoder_ffn_dim"],
         layers=(c["encoder_layers"], c["decoder_layers"]), pre_norm=False, rms=False, eps=1e-5,
         bias=True, scale=True, positions=c["max_position_embeddings"] + 2,
-        activation=c.get("activation_function", "gelu"), dropout=c.get("dropout", 0.1),
-        pad=c.get("pad_token_id", 1), bos=c.get("bos_token_id", 0), eos=c.get("eos_token_id", 2),
+        activation=activation, dropout=c.get("dropout", 0.1), pad=c.get("pad_token_id", 1),
+        bos=c.get("bos_token_id", 0), eos=c.get("eos_token_id", 2),
         start=c.get("decoder_start_token_id", 2), no_repeat_ngram=c.get("no_repeat_ngram_size", 0),
         early_stopping=c.get("early_stopping", False), force_eos=True)
 
@@ -188,7 +199,8 @@ class Attention(nn.Module):
         return self.split(self.k(x, ctx)), self.split(self.v(x, ctx))
 
     def forward(self, x: Tensor, ctx=None, mask: Tensor | None = None, causal: bool = False,
-                past: tuple[Tensor, Tensor] | None = None, cross: bool = False) -> tuple[Tensor, tuple]:
+                past: tuple[Tensor, Tensor] | None = None,
+                cross: bool = False) -> tuple[Tensor, tuple]:
         """x (B, T, D) attends to itself (behind `past` keys and values, if any) or, with `cross`,
         to `past` alone. mask: True = visible, or a float bias. Returns the output and (k, v)."""
         q = self.q(x, ctx)
@@ -203,8 +215,9 @@ class Attention(nn.Module):
                 k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q.dtype)
-        h = F.scaled_dot_product_attention(
-            self.split(q), k, v, mask, self.dropout if self.training else 0.0, causal, scale=self.scale)
+        dropout = self.dropout if self.training else 0.0
+        h = F.scaled_dot_product_attention(self.split(q), k, v, mask, dropout, causal,
+                                           scale=self.scale)
         h = h.transpose(1, 2).reshape(x.size(0), x.size(1), -1)             # B, T, E
         return self.o(h, ctx), (k, v)
 
@@ -228,7 +241,12 @@ def make_norm(c: Config) -> nn.Module:
 
 
 class SubLayer(nn.Module):
-    """Where residual, norm, dropout and tuning meet. x is the residual stream, on T5 un-normalised."""
+    """Where residual, norm, dropout and tuning meet.
+
+        h = f(norm(x))              T5;  BART: f(x)
+        h = tune(h, x, ctx)         x is the residual stream, on T5 un-normalised
+        x = x + dropout(h)          BART: then norm
+    """
 
     def __init__(self, c: Config, f: nn.Module):
         super().__init__()
@@ -284,14 +302,17 @@ class Stack(nn.Module):
         return F.dropout(x, self.config.dropout, self.training)
 
     def finish(self, x: Tensor) -> Tensor:
-        return x if self.norm is None else F.dropout(self.norm(x), self.config.dropout, self.training)
+        if self.norm is None:
+            return x
+        return F.dropout(self.norm(x), self.config.dropout, self.training)
 
     def bias(self, queries: int, keys: int) -> Tensor:
         """T5's relative position bias (1, H, queries, keys) of the last `queries` positions."""
-        device = self.relative.weight.device
-        distance = torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
-        bucket = relative_bucket(distance, not self.decoder, self.config.buckets, self.config.max_distance)
-        return self.relative(bucket).permute(2, 0, 1)[None]
+        place = torch.arange(keys, device=self.relative.weight.device)
+        distance = place - place[keys - queries:, None]
+        rows = relative_bucket(distance, not self.decoder, self.config.buckets,
+                               self.config.max_distance)
+        return self.relative(rows).permute(2, 0, 1)[None]
 
 
 def relative_bucket(distance: Tensor, both_ways: bool, buckets: int, max_distance: int) -> Tensor:
@@ -314,7 +335,7 @@ def relative_bucket(distance: Tensor, both_ways: bool, buckets: int, max_distanc
 
 
 class EncoderDecoder(nn.Module):
-    """BART or T5 with sites. Parameters are named by their place: `decoder.blocks.0.cross_attn.f.v`."""
+    """BART or T5 with sites. Parameters are named by place: `decoder.blocks.0.cross_attn.f.v`."""
 
     def __init__(self, config: Config):
         super().__init__()
@@ -322,11 +343,12 @@ class EncoderDecoder(nn.Module):
         self.shared = nn.Embedding(config.vocab, config.d)
         self.encoder, self.decoder = Stack(config, False), Stack(config, True)
         self.head = None if config.tied else nn.Linear(config.d, config.vocab, bias=False)
-        self.register_buffer("logits_bias", torch.zeros(1, config.vocab) if config.positions else None)
+        bias = torch.zeros(1, config.vocab) if config.positions else None
+        self.register_buffer("logits_bias", bias)
 
     def encode(self, ids: Tensor, prompt: Tensor | None = None, visual: Tensor | None = None,
                ctx=None, visual_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """ids (B, L), prompt (B, P, D), visual (B, N, D) -> hidden states (B, S, D), mask (B, S)."""
+        """ids (B, L), prompt (B, P, D), visual (B, N, D) -> states (B, S, D), mask (B, S)."""
         enc, mask = self.encoder, self.encoder_mask(ids, prompt, visual, visual_mask)
         x = enc.embed(self.shared(ids), 0, prompt, visual)
         seen = mask[:, None, None, :]                                       # B, 1, 1, S
@@ -340,12 +362,13 @@ class EncoderDecoder(nn.Module):
         return enc.finish(x), mask
 
     def encoder_mask(self, ids: Tensor, prompt=None, visual=None, visual_mask=None) -> Tensor:
-        """True (B, S) where a token is seen: prompt and picture always, text unless it is padding."""
+        """True (B, S) where a token is seen: prompt and picture always, text unless padding."""
         parts = [ids != self.config.pad]
         if prompt is not None:
             parts.insert(0, parts[0].new_ones(prompt.shape[:2]))
         if visual is not None:
-            parts.append(parts[0].new_ones(visual.shape[:2]) if visual_mask is None else visual_mask)
+            parts.append(parts[0].new_ones(visual.shape[:2]) if visual_mask is None
+                         else visual_mask)
         return torch.cat(parts, 1)
 
     def start_cache(self, memory: Tensor, ctx=None) -> list[list]:
@@ -384,12 +407,30 @@ class EncoderDecoder(nn.Module):
     def shift_right(self, labels: Tensor) -> Tensor:
         """Decoder input [start, labels[:-1]]; -100 (no target) becomes padding. (B, T)"""
         start = labels.new_full((labels.size(0), 1), self.config.start)
-        return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == -100, self.config.pad)], 1)
+        ids = torch.cat([start, labels[:, :-1]], 1)
+        return ids.masked_fill(ids == -100, self.config.pad)
 
     def forward(self, ids: Tensor, labels: Tensor, prompt=None, visual=None, ctx=None) -> Tensor:
         """Teacher forcing: text ids (B, L) and labels (B, T) -> logits (B, T, V)."""
         memory, mask = self.encode(ids, prompt, visual, ctx)
-        return self.logits(self.decode(self.shift_right(labels), mask, self.start_cache(memory, ctx), ctx))
+        cache = self.start_cache(memory, ctx)
+        return self.logits(self.decode(self.shift_right(labels), mask, cache, ctx))
+
+    @torch.no_grad()
+    def resize(self, vocab: int) -> "EncoderDecoder":
+        """More rows for added tokens: N(0, 0.02) on BART, N(0, 1) on T5. They have a seed of their
+        own: they stay frozen and are in no adapter file, so every run must draw the same."""
+        new, law = vocab - self.config.vocab, torch.Generator().manual_seed(0)
+        for owner in (self.shared, self.head):
+            if owner is not None:
+                w = owner.weight
+                rows = torch.empty(new, w.size(1)).normal_(std=1.0 if self.config.rms else 0.02,
+                                                           generator=law)
+                owner.weight = nn.Parameter(torch.cat([w, rows.to(w)]))
+        if self.logits_bias is not None:
+            self.logits_bias = F.pad(self.logits_bias, (0, new))
+        self.config = replace(self.config, vocab=vocab)
+        return self
 
     @torch.no_grad()
     def init_weights(self) -> "EncoderDecoder":
@@ -401,9 +442,9 @@ class EncoderDecoder(nn.Module):
                 nn.init.constant_(p, float(kind == "weight"))
             elif not c.rms:
                 nn.init.normal_(p, std=0.02)
-            else:                                            # T5: variance 1 / fan-in, q also / d_kv
-                fan = {"shared": 1, "head": 1, "relative": c.d, "q": c.d * c.d_kv, "o": c.heads * c.d_kv,
-                       "wo": c.ffn}.get(last, c.d)
+            else:                                   # T5: variance 1 / fan-in, q also / d_kv
+                fan = {"shared": 1, "q": c.d * c.d_kv, "o": c.heads * c.d_kv, "wo": c.ffn}
+                fan = fan.get(last, c.d)
                 nn.init.normal_(p, std=fan ** -0.5)
         return self
 
@@ -425,7 +466,8 @@ def table(c: Config, prefix: str = "") -> list[tuple[str, str | None]]:
             "shared shared",
             *(f"{s}.{theirs} {s}.{ours}" for s in stacks for theirs, ours in (
                 ("embed_positions", "positions"), ("layernorm_embedding", "embed_norm"),
-                ("layers.{i}.fc1", "blocks.{i}.ffn.f.wi"), ("layers.{i}.fc2", "blocks.{i}.ffn.f.wo"),
+                ("layers.{i}.fc1", "blocks.{i}.ffn.f.wi"),
+                ("layers.{i}.fc2", "blocks.{i}.ffn.f.wo"),
                 ("layers.{i}.final_layer_norm", "blocks.{i}.ffn.norm"))),
             *(f"{s}.layers.{{i}}.{theirs}.{w}_proj {s}.blocks.{{i}}.{ours}.f.{w[0]}"
               for s, theirs, ours in attn for w in ("q", "k", "v", "out")),
@@ -436,29 +478,36 @@ def table(c: Config, prefix: str = "") -> list[tuple[str, str | None]]:
             "final_logits_bias logits_bias", f"lm_head {head}")
     ffn = (("wi_0", "gate"), ("wi_1", "wi")) if c.gated else (("wi", "wi"),)
     sites = (("encoder", 0, "SelfAttention", "self_attn"), ("encoder", 1, "DenseReluDense", "ffn"),
-             ("decoder", 0, "SelfAttention", "self_attn"), ("decoder", 1, "EncDecAttention", "cross_attn"),
+             ("decoder", 0, "SelfAttention", "self_attn"),
+             ("decoder", 1, "EncDecAttention", "cross_attn"),
              ("decoder", 2, "DenseReluDense", "ffn"))
     return _rows(
         "shared shared",
-        *(f"{s}.block.{{i}}.layer.{j}.layer_norm {s}.blocks.{{i}}.{ours}.norm" for s, j, _, ours in sites),
+        *(f"{s}.block.{{i}}.layer.{j}.layer_norm {s}.blocks.{{i}}.{ours}.norm"
+          for s, j, _, ours in sites),
         *(f"{s}.block.{{i}}.layer.{j}.{theirs}.{a} {s}.blocks.{{i}}.{ours}.f.{b}"
           for s, j, theirs, ours in sites
           for a, b in ((*ffn, ("wo", "wo")) if ours == "ffn" else zip("qkvo", "qkvo"))),
-        *(f"{s}.block.0.layer.0.SelfAttention.relative_attention_bias {s}.relative" for s in stacks),
+        *(f"{s}.block.0.layer.0.SelfAttention.relative_attention_bias {s}.relative"
+          for s in stacks),
         *(f"{s}.final_layer_norm {s}.norm" for s in stacks),
         f"lm_head {head}", *(f"{s}.embed_tokens shared" for s in stacks)) + [
         # Left over in Google's files; no model ever read it.
         ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias", None)]
 
 
-def load(folder: str | Path, dtype: torch.dtype = torch.float32) -> EncoderDecoder:
+def load(folder: str | Path, dtype: torch.dtype = torch.float32,
+         dropout: float | None = None) -> EncoderDecoder:
     """The model of a published folder (config.json, model.safetensors), in eval mode.
+
+    dropout: another one than the config's.
 
     Raises FileNotFoundError or ValueError, naming what is missing, unexpected or misshapen.
     """
     config = read_config(folder)
+    config = config if dropout is None else replace(config, dropout=dropout)
     if dtype == torch.float16 and config.rms:
-        raise ValueError("T5 overflows in fp16 (its residual stream exceeds 65504): use bf16 or fp32")
+        raise ValueError("T5 overflows in fp16 (its activations pass 65504): use bf16 or fp32")
     source = weights.read(folder)
     prefix = "model." if "model.shared.weight" in source else ""
     model = EncoderDecoder(config).to(dtype)

@@ -6,13 +6,6 @@ from golden_files import batch, build, read
 
 import model
 
-torch.set_grad_enabled(True)
-
-
-def rows(kind, **changes):
-    return lambda name: adapters.method(name, kind == "t5", **changes)
-
-
 # file, dialect, row
 IMAGE_TEXT = [
     ("bart_plain", "bart", "frozen"), ("t5_plain", "t5", "frozen"), ("bart_full", "bart", "full"),
@@ -20,7 +13,8 @@ IMAGE_TEXT = [
 ]
 SETTINGS = {"greedy": {"no_repeat_ngram": 0}, "greedy_nr3": {"no_repeat_ngram": 3},
             "beam5": {"beams": 5, "no_repeat_ngram": 3, "early_stopping": True},
-            "beam5_plain": {"beams": 5, "max_length": 12, "no_repeat_ngram": 0, "early_stopping": False}}
+            "beam5_plain": {"beams": 5, "max_length": 12, "no_repeat_ngram": 0,
+                            "early_stopping": False}}
 
 
 def close(a, b, atol=5e-6):
@@ -51,7 +45,7 @@ def check_decoding(m, g, task):
 @pytest.mark.parametrize("name, kind, row", IMAGE_TEXT, ids=[f[0] for f in IMAGE_TEXT])
 def test_image_text(name, kind, row):
     g = read(name)
-    m = build(g, kind, adapters.method(row, kind == "t5", **({"reduction": 4} if row == "adapter" else {})))
+    m = build(g, kind, adapters.method(row, kind == "t5", reduction=4))
     total = m.counts()[-1]
     assert total[1:] == (int(g.meta["n_trainable"]), int(g.meta["n_total"]))
     for task in ("vqa", "nlvr", "caption"):
@@ -99,7 +93,8 @@ def test_vlpet(name, kind, row, changes):
     check_gradients(m, g.grad)
 
 
-GENERATE = [("generate_bart_s21_b3", "bart"), ("generate_t5_s19_b2.5", "t5"), ("generate_t5_s1_b4", "t5")]
+GENERATE = [("generate_bart_s21_b3", "bart"), ("generate_t5_s19_b2.5", "t5"),
+            ("generate_t5_s1_b4", "t5")]
 
 
 @pytest.mark.parametrize("name, kind", GENERATE, ids=[f[0] for f in GENERATE])

@@ -1,0 +1,579 @@
+"""How does CLIP turn a picture into a grid of features?
+
+CLIP (Radford et al. 2021, arXiv 2103.00020) has two kinds of image tower. The ViT cuts a picture
+into patches, puts a class token in front and runs pre-norm Transformer blocks. The ResNet is
+changed in three places: a stem of three convolutions with an average pool, strides made by
+average pools (anti-aliased), attention in place of the last global average pool. Both papers
+tune a language model on the ResNet's last grid, pooled to 6 x 6 = 36 tokens.
+
+    python clip_encoder.py --clip weights/tiny-clip --images pictures/ --out features.safetensors
+    python -m pytest tests/test_clip.py
+
+Deliberate: the ViT's tokens for tuning come from the last block but one. CLIP's loss sees the last
+block's class token only, so nothing ever taught that block's outputs at the patches to mean much.
+
+Axes: B batch, N patches (h x w, row by row), W width, H heads, E projected width, F feature width.
+"""
+import argparse
+import hashlib
+import json
+import math
+import os
+import struct
+import sys
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import weights
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+GRID = 6                                                           # tokens a side for tuning
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}           # OpenAI's weights use the first
+
+
+# ------------------------------------------------------------------------------------- both towers
+
+class Attention(nn.Module):
+    """Softmax attention with biases; `out`: the width of the answer."""
+
+    def __init__(self, width: int, heads: int, out: int):
+        super().__init__()
+        assert width % heads == 0, f"width {width} is not a multiple of {heads} heads"
+        self.heads = heads
+        self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
+        self.o = nn.Linear(width, out)
+
+    def forward(self, query: Tensor, x: Tensor) -> Tensor:
+        """Each query (B, Q, W) reads x (B, N, W). -> (B, Q, out)"""
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2)                  # B, H, N, W/H
+                   for t in (self.q(query), self.k(x), self.v(x)))
+        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def resize_positions(table: Tensor, h: int, w: int) -> Tensor:
+    """Positions of a square grid, (1 + n * n, W) with the class token's first -> (1 + h * w, W)."""
+    n = round((len(table) - 1) ** 0.5)
+    if (h, w) == (n, n):
+        return table
+    grid = table[1:].T.unflatten(1, (n, n))[None]                                    # 1, W, n, n
+    grid = F.interpolate(grid, (h, w), mode="bicubic", align_corners=False)
+    return torch.cat([table[:1], grid[0].flatten(1).T])
+
+
+def pool(grid: Tensor) -> Tensor:
+    """A feature map (B, F, h, w) -> 36 tokens (B, 36, F), each the maximum over its share.
+
+    From 7 x 7 this equals a max-pool of 2 x 2 windows with stride 1; 6 x 6 stays as it is.
+    """
+    return F.adaptive_max_pool2d(grid, GRID).flatten(2).transpose(1, 2)
+
+
+# --------------------------------------------------------------------------------------------- ViT
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int, ffn: int, activation: str, eps: float):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.attn = Attention(width, heads, width)
+        self.up, self.down = nn.Linear(width, ffn), nn.Linear(ffn, width)
+        self.act = ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.attn(h, h)
+        return x + self.down(self.act(self.up(self.norm2(x))))
+
+
+class ViT(nn.Module):
+    """CLIP's vision Transformer. size, patch: pixels a side; out: E; ffn: 4 W if not given."""
+
+    def __init__(self, width: int, layers: int, heads: int, patch: int, size: int, out: int,
+                 ffn: int | None = None, activation: str = "quick_gelu", eps: float = 1e-5):
+        super().__init__()
+        assert size % patch == 0, f"size {size} is not a multiple of patch {patch}"
+        self.config = dict(width=width, layers=layers, heads=heads, patch=patch, size=size, out=out,
+                           ffn=ffn or 4 * width, activation=activation, eps=eps)
+        self.size, self.features = size, width                                       # F = W
+        self.patch = nn.Conv2d(3, width, patch, patch, bias=False)
+        self.cls = nn.Parameter(torch.randn(width) * width ** -0.5)
+        self.positions = nn.Parameter(torch.randn(1 + (size // patch) ** 2, width) * width ** -0.5)
+        self.norm_pre, self.norm_post = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.blocks = nn.ModuleList(Block(width, heads, self.config["ffn"], activation, eps)
+                                    for _ in range(layers))
+        self.project = nn.Linear(width, out, bias=False)
+
+    def embed(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Pixels (B, 3, height, width) -> tokens (B, 1 + N, W), and the grid (h, w) of the N."""
+        patch = self.patch.stride[0]
+        if any(side % patch for side in pixels.shape[2:]):
+            raise ValueError(f"a picture of {tuple(pixels.shape[2:])} pixels cannot be cut into "
+                             f"patches of {patch}: resize it to a multiple.")
+        x = self.patch(pixels)                                                       # B, W, h, w
+        h, w = x.shape[2:]
+        x = torch.cat([self.cls.expand(len(x), 1, -1), x.flatten(2).transpose(1, 2)], 1)
+        return self.norm_pre(x + resize_positions(self.positions, h, w)), (h, w)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """-> the last block's output (B, 1 + N, W), class token first, and CLIP's vector (B, E)."""
+        x, _ = self.embed(pixels)
+        for block in self.blocks:
+            x = block(x)
+        return x, self.project(self.norm_post(x[:, 0]))
+
+    def encode(self, pixels: Tensor, pooled: bool = False) -> Tensor:
+        """What is tuned on: 36 tokens (B, 36, F); pooled: CLIP's vector (B, E)."""
+        if pooled:
+            return self(pixels)[1]
+        x, grid = self.embed(pixels)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        return pool(x[:, 1:].transpose(1, 2).unflatten(2, grid))
+
+
+# ------------------------------------------------------------------------------------------ ResNet
+
+class BatchNorm(nn.Module):
+    """Batch normalisation by its stored statistics, in train mode too: the tower is frozen."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
+def conv(width: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(width, out, kernel, stride, kernel // 2, bias=False)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1; a stride is an average pool, so that no pixel is passed over."""
+
+    def __init__(self, width: int, inner: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.conv1, self.bn1 = conv(width, inner, 1), BatchNorm(inner)
+        self.conv2, self.bn2 = conv(inner, inner, 3), BatchNorm(inner)
+        self.conv3, self.bn3 = conv(inner, 4 * inner, 1), BatchNorm(4 * inner)
+        self.downsample = None
+        if stride > 1 or width != 4 * inner:
+            self.downsample = nn.Sequential(conv(width, 4 * inner, 1), BatchNorm(4 * inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.conv1(x)))
+        h = F.relu(self.bn2(self.conv2(h)))
+        if self.stride > 1:
+            h, x = F.avg_pool2d(h, self.stride), F.avg_pool2d(x, self.stride)
+        h = self.bn3(self.conv3(h))
+        return F.relu(h + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """CLIP's ResNet. width: of the stem (64); layers: bottlenecks of each stage; F = 32 width."""
+
+    def __init__(self, width: int, layers: tuple[int, ...], heads: int, size: int, out: int):
+        super().__init__()
+        self.config = dict(width=width, layers=layers, heads=heads, size=size, out=out)
+        self.size, self.features = size, 32 * width
+        self.conv1, self.bn1 = conv(3, width // 2, 3, stride=2), BatchNorm(width // 2)
+        self.conv2, self.bn2 = conv(width // 2, width // 2, 3), BatchNorm(width // 2)
+        self.conv3, self.bn3 = conv(width // 2, width, 3), BatchNorm(width)
+        self.stages = nn.ModuleList()
+        before = width
+        for stage, count in enumerate(layers):
+            inner = width << stage
+            self.stages.append(nn.Sequential(*(
+                Bottleneck(4 * inner if n else before, inner, 2 if stage and not n else 1)
+                for n in range(count))))
+            before = 4 * inner
+        self.positions = nn.Parameter(torch.randn(1 + (size // 32) ** 2, before) * before ** -0.5)
+        self.attn = Attention(before, heads, out)
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, height, width) -> the last stage's map (B, F, height / 32, width / 32)."""
+        x = F.relu(self.bn1(self.conv1(pixels)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """-> the last grid, row by row (B, N, F), and CLIP's vector (B, E)."""
+        x = self.grid(pixels)
+        h, w = x.shape[2:]
+        grid = x.flatten(2).transpose(1, 2)                                          # B, N, F
+        # Attention pool: the mean asks, the mean and all cells answer.
+        x = torch.cat([grid.mean(1, keepdim=True), grid], 1)
+        x = x + resize_positions(self.positions, h, w)
+        return grid, self.attn(x[:, :1], x)[:, 0]
+
+    def encode(self, pixels: Tensor, pooled: bool = False) -> Tensor:
+        """What is tuned on: 36 tokens (B, 36, F); pooled: CLIP's vector (B, E)."""
+        return self(pixels)[1] if pooled else pool(self.grid(pixels))
+
+
+PRESETS = {
+    "RN50": partial(ResNet, width=64, layers=(3, 4, 6, 3), heads=32, size=224, out=1024),
+    "RN101": partial(ResNet, width=64, layers=(3, 4, 23, 3), heads=32, size=224, out=512),
+    "ViT-B/32": partial(ViT, width=768, layers=12, heads=12, patch=32, size=224, out=512),
+    "ViT-B/16": partial(ViT, width=768, layers=12, heads=12, patch=16, size=224, out=512),
+    "ViT-L/14": partial(ViT, width=1024, layers=24, heads=16, patch=14, size=224, out=768),
+}
+
+
+def tower(name: str) -> ViT | ResNet:
+    """A published tower with random weights; under torch.device("meta") it costs nothing."""
+    if name not in PRESETS:
+        raise ValueError(f"no CLIP tower is called {name!r}: choose from {', '.join(PRESETS)}.")
+    return PRESETS[name]()
+
+
+# ------------------------------------------------------------------------------- published weights
+
+HUGGING_FACE: weights.Table = [
+    ("vision_model.embeddings.class_embedding", "cls"),
+    ("vision_model.embeddings.position_embedding.weight", "positions"),
+    ("vision_model.embeddings.position_ids", None),
+    ("vision_model.embeddings.patch_embedding", "patch"),
+    ("vision_model.pre_layrnorm", "norm_pre"),                         # spelt so in every file
+    ("vision_model.encoder.layers.{i}.self_attn.q_proj", "blocks.{i}.attn.q"),
+    ("vision_model.encoder.layers.{i}.self_attn.k_proj", "blocks.{i}.attn.k"),
+    ("vision_model.encoder.layers.{i}.self_attn.v_proj", "blocks.{i}.attn.v"),
+    ("vision_model.encoder.layers.{i}.self_attn.out_proj", "blocks.{i}.attn.o"),
+    ("vision_model.encoder.layers.{i}.layer_norm1", "blocks.{i}.norm1"),
+    ("vision_model.encoder.layers.{i}.layer_norm2", "blocks.{i}.norm2"),
+    ("vision_model.encoder.layers.{i}.mlp.fc1", "blocks.{i}.up"),
+    ("vision_model.encoder.layers.{i}.mlp.fc2", "blocks.{i}.down"),
+    ("vision_model.post_layernorm", "norm_post"),
+    ("visual_projection", "project"),
+    *((name, None) for name in ("text_model", "text_projection", "logit_scale")),
+]
+OPENAI_VIT: weights.Table = [
+    ("class_embedding", "cls"),
+    ("positional_embedding", "positions"),
+    ("conv1", "patch"),
+    ("ln_pre", "norm_pre"),
+    *((f"transformer.resblocks.{{i}}.attn.in_proj_{kind}",
+       tuple(f"blocks.{{i}}.attn.{part}.{kind}" for part in "qkv")) for kind in ("weight", "bias")),
+    ("transformer.resblocks.{i}.attn.out_proj", "blocks.{i}.attn.o"),
+    ("transformer.resblocks.{i}.ln_{j}", "blocks.{i}.norm{j}"),
+    ("transformer.resblocks.{i}.mlp.c_fc", "blocks.{i}.up"),
+    ("transformer.resblocks.{i}.mlp.c_proj", "blocks.{i}.down"),
+    ("ln_post", "norm_post"),
+    ("proj", "project.weight", "T"),
+]
+OPENAI_RESNET: weights.Table = [
+    ("bn{i}.num_batches_tracked", None),
+    ("layer{i}.{j}.bn{k}.num_batches_tracked", None),
+    ("layer{i}.{j}.downsample.1.num_batches_tracked", None),
+    ("conv{i}", "conv{i}"),
+    ("bn{i}", "bn{i}"),
+    *((f"layer{n + 1}.{{i}}", f"stages.{n}.{{i}}") for n in range(4)),
+    ("attnpool.positional_embedding", "positions"),
+    ("attnpool.c_proj", "attn.o"),
+    *((f"attnpool.{part}_proj", f"attn.{part}") for part in "qkv"),
+]
+OPENAI_TEXT: weights.Table = [(name, None) for name in (
+    "transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection",
+    "logit_scale", "input_resolution", "context_length", "vocab_size")]
+
+
+def randomized(clip: ViT | ResNet) -> ViT | ResNet:
+    """The same tower with fresh random weights: the control that has never seen a picture."""
+    return type(clip)(**clip.config).eval().requires_grad_(False)
+
+
+class Shapes(dict):
+    """Our name -> shape, and a clear complaint where a file lacks what gives the tower's size."""
+
+    def __init__(self, source: weights.Tensors, table: weights.Table, path: Path):
+        self.path, self.table = path, table
+        for name in source:
+            names, transposed = weights.to_ours(name, table) or ((), False)
+            if names:
+                self[names[0]] = source.shape(name)[::-1 if transposed else 1]
+
+    def __missing__(self, name: str):
+        raise ValueError(f"{self.path} lacks {weights.to_published(name, self.table)[0]}: give the "
+                         "complete weights of a CLIP image tower.")
+
+    def count(self, name: str) -> int:
+        """How many of a numbered list there are: count("blocks.{}.up.bias")"""
+        return next(n for n in range(len(self) + 1) if name.format(n) not in self)
+
+    def side(self) -> int:
+        """Cells a side of the square grid that the positions were made for."""
+        cells = self["positions"][0] - 1
+        if round(cells ** 0.5) ** 2 != cells:
+            raise ValueError(f"{self.path}: {cells} positions of a grid, but that is no square.")
+        return round(cells ** 0.5)
+
+
+def load(path: str | Path) -> ViT | ResNet:
+    """A published tower, frozen, in eval mode and fp32; its sizes are read off the tensors' shapes.
+
+    path: a Hugging Face folder (config.json, model.safetensors; ViTs only), or a .safetensors file
+    under OpenAI's names, alone or as "visual." beside the text tower. Raises FileNotFoundError or
+    ValueError with the names of what is missing, unexpected or misshapen.
+    """
+    path = Path(path)
+    source = weights.read(path)
+    known = {}                                       # what shapes do not tell: heads, activation
+    if any(name.startswith("vision_model.") for name in source):
+        table, vit = HUGGING_FACE, True
+        known = read_config((path if path.is_dir() else path.parent) / "config.json")
+    else:
+        prefix = "visual." if any(name.startswith("visual.") for name in source) else ""
+        vit = f"{prefix}class_embedding" in source
+        table = [(prefix + row[0], *row[1:]) for row in (OPENAI_VIT if vit else OPENAI_RESNET)]
+        table += OPENAI_TEXT if prefix else []
+    shapes = Shapes(source, table, path)
+    with torch.device("meta"):
+        clip = vit_of(shapes, known) if vit else resnet_of(shapes)
+    clip.to_empty(device="cpu")
+    weights.load(clip, source, table, where=str(path))
+    return clip.eval().requires_grad_(False)
+
+
+def vit_of(shapes: Shapes, known: dict) -> ViT:
+    width, _, patch, _ = shapes["patch.weight"]
+    heads = known.pop("heads", width // 64)          # every published tower has heads of 64
+    if heads < 1 or width % heads:
+        raise ValueError(f"{shapes.path}: {heads} heads do not divide a width of {width}; give the "
+                         "right num_attention_heads in config.json.")
+    return ViT(width, shapes.count("blocks.{}.up.bias"), heads, patch, shapes.side() * patch,
+               shapes["project.weight"][0], shapes["blocks.0.up.bias"][0], **known)
+
+
+def resnet_of(shapes: Shapes) -> ResNet:
+    width = shapes["stages.0.0.conv1.weight"][0]
+    layers = tuple(shapes.count(f"stages.{stage}.{{}}.conv1.weight") for stage in range(4))
+    return ResNet(width, layers, max(1, width // 2), shapes.side() * 32, shapes["attn.o.bias"][0])
+
+
+def read_config(path: Path) -> dict:
+    """heads, activation and eps of a Hugging Face config.json, as far as it names them."""
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}): download it again.") from None
+    config = config.get("vision_config", config)
+    theirs = {"heads": "num_attention_heads", "activation": "hidden_act", "eps": "layer_norm_eps"}
+    known = {ours: config[name] for ours, name in theirs.items() if name in config}
+    if known.get("activation", "gelu") not in ACTIVATIONS:
+        raise ValueError(f"{path}: hidden_act {known['activation']!r} is not supported; supported: "
+                         f"{', '.join(ACTIVATIONS)}.")
+    return known
+
+
+# ------------------------------------------------------------------------------------------ pixels
+
+def rgb(image: Image.Image) -> Image.Image:
+    """Upright and in three colours: camera rotation applied, transparency laid on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):                             # 16-bit grey: convert() would clip
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def pixels(image: Image.Image, size: int, resize: str = "stretch") -> Tensor:
+    """A picture -> (3, size, size), normalised as CLIP saw it.
+
+    stretch: the whole picture, aspect not kept (the papers' features). crop: the short side to
+    `size`, then the centre (CLIP's own pre-processing).
+    """
+    image = rgb(image)
+    if resize == "crop":
+        short = min(image.size)
+        image = image.resize([size * side // short for side in image.size], Image.BICUBIC)
+        left, top = ((side - size) // 2 for side in image.size)
+        image = image.crop((left, top, left + size, top + size))
+    elif resize == "stretch":
+        image = image.resize((size, size), Image.BICUBIC)
+    else:
+        raise ValueError(f"resize is 'stretch' or 'crop', not {resize!r}.")
+    x = (np.asarray(image, np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)   # size, size, 3
+    return torch.from_numpy(x).permute(2, 0, 1)
+
+
+# -------------------------------------------------------------------------------------- extraction
+
+PICTURES, UNREADABLE = (".jpg", ".jpeg", ".png"), (OSError, SyntaxError, ValueError, EOFError,
+                                                   struct.error, Image.DecompressionBombError)
+
+
+def list_pictures(folder: str | Path) -> dict[str, Path]:
+    """Picture id (file name without ending) -> file, for all pictures below the folder, sorted."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give one that holds pictures.")
+    found: dict[str, Path] = {}
+    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PICTURES):
+        if path.stem in found:
+            raise ValueError(f"{found[path.stem]} and {path} would have the same id, {path.stem!r} "
+                             "(the file name without its ending): rename one.")
+        found[path.stem] = path
+    if not found:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)}).")
+    return found
+
+
+def decode(path: Path, size: int, resize: str) -> Tensor | str:
+    """The pixels of a file, or why they cannot be had."""
+    try:
+        with Image.open(path) as image:
+            return pixels(image, size, resize)
+    except UNREADABLE as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def decoded(paths: list[Path], batch: int, size: int, resize: str) -> Iterator[tuple]:
+    """Batches (paths, results of decode), read by threads while the batch before is computed."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        ahead: deque = deque()
+        for start in range(0, len(paths), batch):
+            some = paths[start:start + batch]
+            ahead.append((some, [threads.submit(decode, p, size, resize) for p in some]))
+            if len(ahead) > 1:
+                done = ahead.popleft()
+                yield done[0], [job.result() for job in done[1]]
+        for some, jobs in ahead:
+            yield some, [job.result() for job in jobs]
+
+
+def fingerprint(clip: nn.Module) -> str:
+    """16 hex digits that change with any weight: features of different towers do not mix."""
+    digest = hashlib.sha256()
+    for name, t in clip.state_dict().items():
+        digest.update(name.encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def header(ids: list[str], width: int, settings: dict, room: int) -> bytes:
+    """The beginning of a safetensors file that holds "features" (len(ids), 36, width) in fp16."""
+    shape = [len(ids), GRID * GRID, width]
+    text = json.dumps({
+        "__metadata__": {"ids": json.dumps(ids), "settings": json.dumps(settings)},
+        "features": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * math.prod(shape)]}})
+    assert len(text) <= room, f"a header of {len(text)} bytes in a room of {room}"
+    return struct.pack("<Q", room) + text.ljust(room).encode()
+
+
+@torch.no_grad()
+def extract(clip: ViT | ResNet, folder: str | Path, out: str | Path, resize: str = "stretch",
+            batch: int = 64, on_error: str = "stop", device: str | None = None) -> list[str]:
+    """The 36 tokens of every picture below `folder` -> one packed fp16 file for `Features`.
+
+    A picture that cannot be read ends the run (on_error "stop", nothing is left behind) or is
+    left out and listed ("skip"). Returns the skipped files. Rows are written as they are made:
+    memory stays flat, whatever the number of pictures.
+    """
+    for value, allowed in ((resize, ("stretch", "crop")), (on_error, ("stop", "skip"))):
+        if value not in allowed:
+            raise ValueError(f"{value!r} is not one of {', '.join(allowed)}.")
+    if batch < 1:
+        raise ValueError(f"batch is {batch}, but at least one picture must go through at a time.")
+    pictures, skipped = list_pictures(folder), {}
+    paths, out = list(pictures.values()), Path(out)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    clip = clip.to(device).eval()
+    settings = {"grid": GRID, "resize": resize, "size": clip.size, "clip": fingerprint(clip)}
+    # A safetensors file is 8 bytes of header length, a JSON header, the data. The header comes
+    # last here, when it is known what was skipped; blanks fill the room that was left for it.
+    room = len(json.dumps([str(p) for p in paths])) * 4 + 4096
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with open(unfinished, "wb") as file, tqdm(total=len(paths), unit=" pictures") as bar:
+            file.seek(8 + room)
+            for some, results in decoded(paths, batch, clip.size, resize):
+                bad = {str(p): r for p, r in zip(some, results) if isinstance(r, str)}
+                if bad and on_error == "stop":
+                    raise ValueError(f"{next(iter(bad))} cannot be read as a picture ("
+                                     f"{next(iter(bad.values()))}): remove or replace it, or skip "
+                                     "such pictures with --on-error skip.")
+                skipped |= bad
+                if good := [r for r in results if not isinstance(r, str)]:
+                    tokens = clip.encode(torch.stack(good).to(device))              # B, 36, F
+                    file.write(tokens.half().cpu().numpy().tobytes())
+                bar.update(len(some))
+            file.seek(0)
+            ids = [i for i, p in pictures.items() if str(p) not in skipped]
+            file.write(header(ids, clip.features, settings | {"skipped": list(skipped)}, room))
+        os.replace(unfinished, out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return list(skipped)
+
+
+class Features:
+    """A file written by extract, mapped into memory: `ids`, `width` (F), `settings`, `stack`."""
+
+    def __init__(self, path: str | Path):
+        source, self.path = weights.read(path), path
+        if "features" not in source or "ids" not in source.metadata:
+            raise ValueError(f"{path} holds no packed features: write it with clip_encoder.py.")
+        self.table: Tensor = source["features"]                                      # M, 36, F
+        self.ids: list[str] = json.loads(source.metadata["ids"])
+        self.settings: dict = json.loads(source.metadata["settings"])
+        self.width = self.table.size(2)
+        self.row = {name: i for i, name in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def stack(self, ids: list[str]) -> Tensor:
+        """The tokens of these pictures (B, 36, F) in fp32; ValueError if one is not in the file."""
+        if lost := [i for i in ids if i not in self.row]:
+            raise ValueError(f"{self.path} has no picture {lost[0]!r} among its {len(self)}: "
+                             "extract features from a folder that holds it.")
+        return self.table[[self.row[i] for i in ids]].float()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Packs the CLIP features of a folder of pictures.")
+    parser.add_argument("--clip", required=True, help="folder or .safetensors file of a CLIP tower")
+    parser.add_argument("--images", required=True, help="folder with jpg and png pictures")
+    parser.add_argument("--out", required=True, help="the packed .safetensors file to write")
+    parser.add_argument("--resize", choices=("stretch", "crop"), default="stretch")
+    parser.add_argument("--batch", type=int, default=64, help="pictures that go through at a time")
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop")
+    args = parser.parse_args(argv)
+    try:
+        skipped = extract(load(args.clip), args.images, args.out, args.resize, args.batch,
+                          args.on_error)
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    if skipped:
+        print(f"{len(skipped)} unreadable pictures were left out: {', '.join(skipped)}",
+              file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

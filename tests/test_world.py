@@ -1,0 +1,353 @@
+"""Is the built-in data set what it says: true, balanced, in the published formats, repeatable?
+
+Answers are checked by a second reader of the questions, written here with regular expressions on
+`scenes.json`, which shares no code with world.py.
+"""
+import hashlib
+import json
+import re
+import time
+from collections import Counter, defaultdict
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import world
+
+HAND = (("star", "red", "large", "top left"), ("circle", "blue", "small", "center"),
+        ("circle", "red", "small", "bottom right"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return world.write(tmp_path_factory.mktemp("data") / "world", 300, 600, 1, progress=False)
+
+
+def read(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def every_question(folder):
+    for name in ("vqa/karpathy_train", "vqa/karpathy_val", "vqa/karpathy_test", "GQA/train",
+                 "GQA/valid", "GQA/testdev", "nlvr/train", "nlvr/valid", "nlvr/test"):
+        for record in read(folder, name):
+            yield name, record
+
+
+# ---- a second reader -----------------------------------------------------------------------------
+PLACE = {f"{row} {column}".strip() or "center": (x, y)
+         for y, row in enumerate(("top", "", "bottom"))
+         for x, column in enumerate(("left", "", "right"))}
+
+
+def parse_scene(phrases):
+    """"top left large red circle" -> {"words": {...}, "place": "top left"}"""
+    found = [re.fullmatch(r"(.+) (small|large) (\w+) (\w+)", phrase).groups() for phrase in phrases]
+    return [{"words": set(rest), "place": place} for place, *rest in found]
+
+
+def select(scene, noun):
+    place = re.search(r" (?:at|on|in) the ((?:top|bottom|left|right|center| )+)$", noun)
+    if place:
+        noun, scene = noun[:place.start()], [o for o in scene if o["place"] == place[1].strip()]
+    words = {re.sub(r"^(circle|square|triangle|star|cross|thing)(e?s)$", r"\1", w)
+             for w in noun.split()} - {"thing"}
+    return [o for o in scene if words <= o["words"]]
+
+
+def is_at(a, relation, b):
+    (ax, ay), (bx, by) = PLACE[a["place"]], PLACE[b["place"]]
+    return {"left of": ax < bx, "right of": ax > bx, "above": ay < by, "below": ay > by}[relation]
+
+
+STEP = r"(?: (?:to the )?(left of|right of|above|below) the (.+))"
+NUMBER = {"one": 1, "two": 2, "three": 3}
+
+
+def reread(text, scenes):
+    """The answer to a question, statement: str, or None for wordings this reader does not know."""
+    s, t = scenes[0], text.rstrip("?")
+    if m := re.fullmatch(r"(?:how many|what number of) (.+?) (?:are there|can be seen)", t):
+        return str(len(select(s, m[1])))
+    if m := re.fullmatch(r"are there (more|fewer) (.+) than (.+)", t):
+        x, y = len(select(s, m[2])), len(select(s, m[3]))
+        return "yes" if (x > y if m[1] == "more" else x < y) else "no"
+    if m := re.fullmatch(r"is there a (.+) (and|or) a (.+)", t):
+        x, y = bool(select(s, m[1])), bool(select(s, m[3]))
+        return "yes" if (x and y if m[2] == "and" else x or y) else "no"
+    if m := re.fullmatch(r"(?:is there|can you see|does the picture show) a (.+?)" + STEP + "?", t):
+        found = select(s, m[1])
+        if m[2]:
+            (anchor,) = select(s, m[3])
+            found = [o for o in found if is_at(o, m[2], anchor)]
+        return "yes" if found else "no"
+    if m := re.fullmatch(r"are the (.+) and the (.+) the same (color|shape)", t):
+        (a,), (b,) = select(s, m[1]), select(s, m[2])
+        names = set(world.COLORS if m[3] == "color" else world.KINDS)
+        return "yes" if a["words"] & names == b["words"] & names else "no"
+    if m := re.fullmatch(r"(?:where|in what place) is the (.+)", t):
+        return select(s, m[1])[0]["place"]
+    if m := re.fullmatch(r"what (?:color |size |shape )?is the (?:color of the )?(.+?)"
+                         + STEP + "?", t):
+        found = select(s, m[1])
+        if m[2]:
+            (anchor,) = select(s, m[3])
+            found = [o for o in found if is_at(o, m[2], anchor)]
+        (only,) = found
+        names = (world.COLORS if "color" in t else world.SIZES if "what size" in t else world.KINDS)
+        return (only["words"] & set(names)).pop()
+    if (m := re.fullmatch(r"is the (.+?)" + STEP, t)) and " or " not in t:
+        (a,), (b,) = select(s, m[1]), select(s, m[3])
+        return "yes" if is_at(a, m[2], b) else "no"
+    if len(scenes) == 2:
+        return reread_statement(t, *scenes)
+
+
+def reread_statement(t, left, right):
+    if m := re.fullmatch(r"(both|each|exactly one|only one|at least one|neither) pictures? "
+                         r"(?:have|has|shows?) a (.+)", t):
+        shown = bool(select(left, m[2])) + bool(select(right, m[2]))
+        good = {"both": [2], "each": [2], "exactly one": [1], "only one": [1],
+                "at least one": [1, 2], "neither": [0]}[m[1]]
+        return shown in good
+    if m := re.fullmatch(r"the (left|right) picture has a (.+)", t):
+        return bool(select(left if m[1] == "left" else right, m[2]))
+    if m := re.fullmatch(r"the (left|right) picture has (more|fewer) (.+) than the \w+ picture", t):
+        x, y = (len(select(s, m[3])) for s in (left, right))
+        return (x > y) if (m[1] == "left") == (m[2] == "more") else (x < y)
+    if m := re.fullmatch(r"both pictures have the same number of (.+)", t):
+        return len(select(left, m[1])) == len(select(right, m[1]))
+    if m := re.fullmatch(r"the (left|right) picture has exactly (\w+) (.+)", t):
+        return len(select(left if m[1] == "left" else right, m[3])) == NUMBER[m[2]]
+    if m := re.fullmatch(r"(?:the two pictures have|together the pictures show exactly) (\w+) (.+?)"
+                         r"(?: in total)?", t):
+        return len(select(left, m[2])) + len(select(right, m[2])) == NUMBER[m[1]]
+
+
+def test_every_answer_is_true(folder):
+    scenes = {name: parse_scene(phrases) for name, phrases in read(folder, "scenes").items()}
+    raw = {a["question_id"]: a["multiple_choice_answer"] for a in
+           read(folder, "vqa/v2_mscoco_val2014_annotations")["annotations"]}
+    understood, total = Counter(), Counter()
+    for name, q in every_question(folder):
+        pair = [scenes[q[key]] for key in ("img_id", "img0", "img1") if key in q]
+        said, label = reread(q["sent"], pair), q["label"]
+        total[q["question_type"]] += 1
+        if said is not None:
+            understood[q["question_type"]] += 1
+            if name.startswith("vqa"):        # all that is left of the truth in training labels
+                assert label.get(said, 0) == 1, (name, q, pair)
+                label = raw.get(q["question_id"], said)
+            elif name.startswith("GQA"):
+                (label,) = label
+            assert said == label, (name, q, pair)
+    for kind, number in total.items():        # "is the star red or blue?" it does not know
+        if not kind.startswith("choose"):
+            assert understood[kind] > 0.45 * number, (kind, understood[kind], number)
+
+
+# ---- words ---------------------------------------------------------------------------------------
+def test_words_of_a_hand_made_scene():
+    assert world.describe(HAND) == ["top left large red star", "center small blue circle",
+                                    "bottom right small red circle"]
+    assert world.captions(HAND, Random(0))[:4] == [
+        "a large red star at the top left and a small blue circle in the center",
+        "three objects with a large red star at the top left",
+        "a red star, a blue circle and a red circle",
+        "a picture of a large red star and a small blue circle"]
+    assert world.plural(("cross", None, "small", None)) == "small crosses"
+    assert world.say((None, "red", None, "left")) == "red thing on the left"
+    assert [o[1] for o in world.find(HAND, ("circle", None, "small", None))] == ["blue", "red"]
+    assert world.holds(HAND[0], "left of", HAND[1]) and world.holds(HAND[0], "above", HAND[1])
+    assert not world.holds(HAND[0], "right of", HAND[1])
+    level = ("cross", "pink", "small", "right")
+    assert not any(world.holds(level, way, HAND[1]) for way in ("above", "below"))
+
+
+def test_captions_fit_a_decoder_of_20_tokens():
+    r = Random(0)
+    for _ in range(2000):
+        for caption in world.captions(world.scene(r, True), r):
+            assert len(re.findall(r"\w+|,", caption)) <= 18, caption
+
+
+def test_examples_keep_their_limits():
+    for task in world.TASKS:
+        r = Random(5)
+        for _ in range(1000):
+            item = world.example(task, r, False, most=3)
+            assert len(item.scenes) == (2 if task == "nlvr" else 1)
+            for s in item.scenes:
+                assert 1 <= len(s) <= 3 and len({o[3] for o in s}) == len(s)
+                assert not any((o[1], o[0]) in world.HELD_OUT for o in s)
+
+
+def test_the_text_alone_does_not_tell_the_answer():
+    """Guess the answer that a text had most often in 8,000 items, on 8,000 others."""
+    for task, most in (("vqa", 5), ("gqa", 5), ("gqa", 3), ("nlvr", 5)):
+        r, votes, right, asked = Random(6), defaultdict(Counter), 0, 0
+        for i in range(16000):
+            item = world.example(task, r, True, most)
+            if item.answer in ("yes", "no", "true", "false"):
+                if i < 8000:
+                    votes[item.text][item.answer] += 1
+                elif votes[item.text]:
+                    right += votes[item.text].most_common(1)[0][0] == item.answer
+                    asked += 1
+        assert asked > 500 and abs(right / asked - 0.5) < 2 / asked ** 0.5, (task, right / asked)
+
+
+def test_answers_are_uniform():
+    r, answers = Random(7), defaultdict(Counter)
+    for _ in range(8000):
+        item = world.example("vqa", r, True)
+        answers[item.type][item.answer] += 1
+    for kind, words in (("color", world.COLORS), ("kind", world.KINDS), ("size", world.SIZES),
+                        ("where", world.PLACES), ("exist", ("yes", "no"))):
+        shares = np.array([answers[kind][w] for w in words]) / sum(answers[kind].values())
+        assert abs(shares - 1 / len(words)).max() < 0.05, (kind, shares)
+
+
+def test_examples_come_fast():
+    for task in world.TASKS:
+        r, start = Random(0), time.process_time()
+        for _ in range(2000):
+            world.example(task, r, True)
+        assert 2000 / (time.process_time() - start) > 3000
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+@pytest.mark.parametrize("kind", world.KINDS)
+def test_a_picture_shows_its_scene(kind):
+    r = Random(3)
+    for color in world.COLORS:
+        s = ((kind, color, "small", "top"), (kind, color, "large", "bottom left"))
+        pixels = np.asarray(world.render(s, r)).astype(float)
+        assert pixels.shape == (96, 96, 3)
+        cells = pixels.reshape(3, 32, 3, 32, 3).transpose(0, 2, 1, 3, 4).reshape(9, 1024, 3)
+        ground = np.median(pixels.reshape(-1, 3), 0)
+        painted = (abs(cells - ground).sum(-1) > 60).sum(-1)     # pixels a cell
+        assert set(np.flatnonzero(painted > 20)) == {1, 6}
+        assert painted[6] > 2 * painted[1]
+        shown = np.median(cells[6][abs(cells[6] - ground).sum(-1) > 60], 0)
+        nearest = min(world.COLORS, key=lambda c: abs(np.array(world.RGB[c]) - shown).sum())
+        assert nearest == color
+
+
+def test_kinds_differ_in_shape():
+    area = {k: np.asarray(world.stamp(k, 13, 0)).mean() for k in world.KINDS}
+    masks = [np.asarray(world.stamp(k, 13, 0)).astype(float) for k in world.KINDS]
+    for i, a in enumerate(masks):
+        for b in masks[:i]:
+            assert abs(a - b).mean() > 20
+    assert area["circle"] > area["triangle"] > area["star"]
+
+
+# ---- on disk -------------------------------------------------------------------------------------
+def test_formats(folder):
+    names = set(read(folder, "scenes"))
+    assert names == {p.stem for p in (folder / "images").iterdir()} and len(names) == 345
+    ids = set()
+    for name, q in every_question(folder):
+        if name.startswith("nlvr"):
+            assert {q["img0"], q["img1"]} <= names and q["label"] in (0, 1)
+            split = {"train": "train", "valid": "dev", "test": "test1"}[name.split("/")[1]]
+            assert re.fullmatch(rf"{split}-\d+-[0-3]-0", q["identifier"])
+        else:
+            assert q["img_id"] in names and set(q["label"].values()) <= {0.3, 0.6, 0.9, 1.0}
+            ids.add((name[:3], q["question_id"]))
+    assert len(ids) == sum("nlvr" not in name for name, _ in every_question(folder))
+    assert not any(q["label"] for q in read(folder, "GQA/submit"))
+    images = read(folder, "COCO/dataset_coco")["images"]
+    assert Counter(i["split"] for i in images) == {"train": 300, "test": 30, "val": 15}
+    assert all(len(i["sentences"]) == 5 and i["filename"][:-4] in names for i in images)
+    with Image.open(folder / "images" / images[0]["filename"]) as picture:
+        assert picture.size == (96, 96) and picture.format == "JPEG"
+
+
+def test_soft_labels_are_those_of_the_ten_annotators(folder):
+    raw = {a["question_id"]: a for a in
+           read(folder, "vqa/v2_mscoco_val2014_annotations")["annotations"]}
+    disagree = 0
+    for split in ("val", "test"):
+        for q in read(folder, f"vqa/karpathy_{split}"):
+            votes = Counter(a["answer"] for a in raw[q["question_id"]]["answers"])
+            assert sum(votes.values()) == 10
+            assert q["label"] == {a: {1: 0.3, 2: 0.6, 3: 0.9}.get(n, 1.0) for a, n in votes.items()}
+            assert q["img_id"].endswith(f"{raw[q['question_id']]['image_id']:012d}")
+            disagree += len(votes) > 1
+    assert 0.2 < disagree / len(raw) < 0.9
+
+
+def test_texts_stand_beside_different_answers(folder):
+    pairs = defaultdict(list)
+    for q in read(folder, "nlvr/train"):
+        pairs[re.sub(r"-\d-0$", "", q["identifier"])].append(q)
+    for group in pairs.values():
+        assert len(group) == 4 and len({q["sent"] for q in group}) == 1
+        assert sum(q["label"] for q in group) == 2
+    votes = defaultdict(Counter)
+    for q in read(folder, "GQA/train") + read(folder, "GQA/valid"):
+        votes[q["sent"]].update(q["label"])
+    for text, count in votes.items():
+        assert len(count) > 1, text
+        if set(count) == {"yes", "no"}:
+            assert count["yes"] == count["no"], text
+
+
+def test_held_out_pairs_and_scenes(folder):
+    pairs = [f"{color} {kind}" for color, kind in world.HELD_OUT]
+    scenes = read(folder, "scenes")
+    held = {name for name, said in scenes.items() if any(p in x for p in pairs for x in said)}
+    assert not any("train" in name for name in held)
+    for name, q in every_question(folder):
+        if "train" in name or "valid" in name and "GQA" in name:
+            assert not any(p in q["sent"] for p in pairs)
+    for image in read(folder, "COCO/dataset_coco")["images"]:
+        if image["split"] == "train":
+            assert not any(p in s["raw"] for p in pairs for s in image["sentences"])
+    assert len({tuple(said) for said in scenes.values()}) == len(scenes)     # no scene twice
+    for name in ("vqa/karpathy_test", "GQA/testdev", "nlvr/test"):
+        records = read(folder, name)
+        share = sum(bool({q.get("img_id"), q.get("img0"), q.get("img1")} & held) for q in records)
+        assert share / len(records) > 0.3, name
+
+
+def fingerprint(folder):
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in folder.rglob("*") if p.is_file()}
+
+
+def test_same_arguments_same_bytes(tmp_path):
+    a, b, c = (world.write(tmp_path / name, 100, 100, seed, progress=False)
+               for name, seed in (("a", 3), ("b", 3), ("c", 4)))
+    assert fingerprint(a) == fingerprint(b)
+    same = fingerprint(a).items() & fingerprint(c).items()
+    assert not same
+    before = {p: p.stat().st_mtime_ns for p in a.rglob("*")}
+    assert world.write(a, 100, 100, 3, progress=False) == a
+    assert before == {p: p.stat().st_mtime_ns for p in a.rglob("*")}
+    with pytest.raises(ValueError, match="was written with"):
+        world.write(a, 100, 100, 4, progress=False)
+
+
+def test_never_half_written(tmp_path, monkeypatch):
+    count = iter(range(50))
+    render = world.render
+    monkeypatch.setattr(world, "render", lambda s, r: (next(count), render(s, r))[1])
+    with pytest.raises(StopIteration):
+        world.write(tmp_path / "w", 100, 100, 0, progress=False)
+    assert not (tmp_path / "w").exists()
+    monkeypatch.undo()
+    world.write(tmp_path / "w", 100, 100, 0, progress=False)
+    assert [p.name for p in tmp_path.iterdir()] == ["w"]
+
+
+def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match="items 5"):
+        world.write(tmp_path / "w", 100, 5)
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(ValueError, match="no world.json"):
+        world.write(tmp_path, 100, 100)
