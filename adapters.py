@@ -132,6 +132,12 @@ class Add:
     std: float | None = 0.02           # initial law of the weights; None: PyTorch's default
     zero: bool = False                 # up-projection and gate start at zero: G = 1/2 (middleY: 1)
 
+    def __post_init__(self):
+        for name, allowed in (("reads", ("h", "x")), ("gate", (None, *GATES)),
+                              ("mean", ("real", "all"))):
+            if (value := getattr(self, name)) not in allowed:
+                raise ValueError(f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
+
 
 def width(d: int, add: Add) -> int:
     return add.r or d // add.reduction

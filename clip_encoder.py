@@ -21,7 +21,6 @@ import math
 import os
 import struct
 import sys
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -248,6 +247,11 @@ def tower(name: str) -> ViT | ResNet:
     return PRESETS[name]()
 
 
+def randomized(clip: ViT | ResNet) -> ViT | ResNet:
+    """The same tower with fresh random weights: the control that has never seen a picture."""
+    return type(clip)(**clip.config).eval().requires_grad_(False)
+
+
 # ------------------------------------------------------------------------------- published weights
 
 HUGGING_FACE: weights.Table = [
@@ -256,12 +260,9 @@ HUGGING_FACE: weights.Table = [
     ("vision_model.embeddings.position_ids", None),
     ("vision_model.embeddings.patch_embedding", "patch"),
     ("vision_model.pre_layrnorm", "norm_pre"),                         # spelt so in every file
-    ("vision_model.encoder.layers.{i}.self_attn.q_proj", "blocks.{i}.attn.q"),
-    ("vision_model.encoder.layers.{i}.self_attn.k_proj", "blocks.{i}.attn.k"),
-    ("vision_model.encoder.layers.{i}.self_attn.v_proj", "blocks.{i}.attn.v"),
-    ("vision_model.encoder.layers.{i}.self_attn.out_proj", "blocks.{i}.attn.o"),
-    ("vision_model.encoder.layers.{i}.layer_norm1", "blocks.{i}.norm1"),
-    ("vision_model.encoder.layers.{i}.layer_norm2", "blocks.{i}.norm2"),
+    *((f"vision_model.encoder.layers.{{i}}.self_attn.{part}_proj", f"blocks.{{i}}.attn.{part[0]}")
+      for part in ("q", "k", "v", "out")),
+    ("vision_model.encoder.layers.{i}.layer_norm{j}", "blocks.{i}.norm{j}"),
     ("vision_model.encoder.layers.{i}.mlp.fc1", "blocks.{i}.up"),
     ("vision_model.encoder.layers.{i}.mlp.fc2", "blocks.{i}.down"),
     ("vision_model.post_layernorm", "norm_post"),
@@ -298,11 +299,6 @@ OPENAI_TEXT: weights.Table = [(name, None) for name in (
     "logit_scale", "input_resolution", "context_length", "vocab_size")]
 
 
-def randomized(clip: ViT | ResNet) -> ViT | ResNet:
-    """The same tower with fresh random weights: the control that has never seen a picture."""
-    return type(clip)(**clip.config).eval().requires_grad_(False)
-
-
 class Shapes(dict):
     """Our name -> shape, and a clear complaint where a file lacks what gives the tower's size."""
 
@@ -337,32 +333,31 @@ def load(path: str | Path) -> ViT | ResNet:
     ValueError with the names of what is missing, unexpected or misshapen.
     """
     path = Path(path)
-    source = weights.read(path)
-    known = {}                                       # what shapes do not tell: heads, activation
+    source, known = weights.read(path), {}
     if any(name.startswith("vision_model.") for name in source):
-        table, vit = HUGGING_FACE, True
+        table, build = HUGGING_FACE, vit_of
         known = read_config((path if path.is_dir() else path.parent) / "config.json")
     else:
         prefix = "visual." if any(name.startswith("visual.") for name in source) else ""
-        vit = f"{prefix}class_embedding" in source
-        table = [(prefix + row[0], *row[1:]) for row in (OPENAI_VIT if vit else OPENAI_RESNET)]
-        table += OPENAI_TEXT if prefix else []
-    shapes = Shapes(source, table, path)
+        rows, build = ((OPENAI_VIT, vit_of) if f"{prefix}class_embedding" in source else
+                       (OPENAI_RESNET, resnet_of))
+        table = [(prefix + row[0], *row[1:]) for row in rows] + (OPENAI_TEXT if prefix else [])
     with torch.device("meta"):
-        clip = vit_of(shapes, known) if vit else resnet_of(shapes)
+        clip = build(Shapes(source, table, path), **known)
     clip.to_empty(device="cpu")
     weights.load(clip, source, table, where=str(path))
     return clip.eval().requires_grad_(False)
 
 
-def vit_of(shapes: Shapes, known: dict) -> ViT:
+def vit_of(shapes: Shapes, heads: int = 0, layers: int = 0, **known) -> ViT:
     width, _, patch, _ = shapes["patch.weight"]
-    heads = known.pop("heads", width // 64)          # every published tower has heads of 64
+    heads = heads or width // 64                     # every published tower has heads of 64
     if heads < 1 or width % heads:
         raise ValueError(f"{shapes.path}: {heads} heads do not divide a width of {width}; give the "
                          "right num_attention_heads in config.json.")
-    return ViT(width, shapes.count("blocks.{}.up.bias"), heads, patch, shapes.side() * patch,
-               shapes["project.weight"][0], shapes["blocks.0.up.bias"][0], **known)
+    return ViT(width, layers or shapes.count("blocks.{}.up.bias"), heads, patch,
+               shapes.side() * patch, shapes["project.weight"][0], shapes["blocks.0.up.bias"][0],
+               **known)
 
 
 def resnet_of(shapes: Shapes) -> ResNet:
@@ -372,15 +367,14 @@ def resnet_of(shapes: Shapes) -> ResNet:
 
 
 def read_config(path: Path) -> dict:
-    """heads, activation and eps of a Hugging Face config.json, as far as it names them."""
-    if not path.exists():
-        return {}
+    """What shapes do not tell, as far as a Hugging Face config.json names it."""
+    theirs = {"heads": "num_attention_heads", "layers": "num_hidden_layers",
+              "activation": "hidden_act", "eps": "layer_norm_eps"}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): download it again.") from None
     config = config.get("vision_config", config)
-    theirs = {"heads": "num_attention_heads", "activation": "hidden_act", "eps": "layer_norm_eps"}
     known = {ours: config[name] for ours, name in theirs.items() if name in config}
     if known.get("activation", "gelu") not in ACTIVATIONS:
         raise ValueError(f"{path}: hidden_act {known['activation']!r} is not supported; supported: "
@@ -451,18 +445,15 @@ def decode(path: Path, size: int, resize: str) -> Tensor | str:
         return f"{type(error).__name__}: {error}"
 
 
-def decoded(paths: list[Path], batch: int, size: int, resize: str) -> Iterator[tuple]:
-    """Batches (paths, results of decode), read by threads while the batch before is computed."""
+def decoded(paths: list[Path], batch: int, size: int, resize: str) -> Iterator[dict]:
+    """Batches {path: result of decode}; threads read the next one while this one is computed."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        ahead: deque = deque()
-        for start in range(0, len(paths), batch):
-            some = paths[start:start + batch]
-            ahead.append((some, [threads.submit(decode, p, size, resize) for p in some]))
-            if len(ahead) > 1:
-                done = ahead.popleft()
-                yield done[0], [job.result() for job in done[1]]
-        for some, jobs in ahead:
-            yield some, [job.result() for job in jobs]
+        jobs: dict = {}
+        for start in range(0, len(paths) + batch, batch):             # the last round reads nothing
+            now, jobs = jobs, {p: threads.submit(decode, p, size, resize)
+                               for p in paths[start:start + batch]}
+            if now:
+                yield {p: job.result() for p, job in now.items()}
 
 
 def fingerprint(clip: nn.Module) -> str:
@@ -497,37 +488,37 @@ def extract(clip: ViT | ResNet, folder: str | Path, out: str | Path, resize: str
             raise ValueError(f"{value!r} is not one of {', '.join(allowed)}.")
     if batch < 1:
         raise ValueError(f"batch is {batch}, but at least one picture must go through at a time.")
-    pictures, skipped = list_pictures(folder), {}
+    pictures, skipped = list_pictures(folder), []
     paths, out = list(pictures.values()), Path(out)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     clip = clip.to(device).eval()
     settings = {"grid": GRID, "resize": resize, "size": clip.size, "clip": fingerprint(clip)}
     # A safetensors file is 8 bytes of header length, a JSON header, the data. The header comes
     # last here, when it is known what was skipped; blanks fill the room that was left for it.
-    room = len(json.dumps([str(p) for p in paths])) * 4 + 4096
+    room = (len(json.dumps([str(p) for p in paths])) // 2 + 512) * 8                  # aligned
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         with open(unfinished, "wb") as file, tqdm(total=len(paths), unit=" pictures") as bar:
             file.seek(8 + room)
-            for some, results in decoded(paths, batch, clip.size, resize):
-                bad = {str(p): r for p, r in zip(some, results) if isinstance(r, str)}
-                if bad and on_error == "stop":
-                    raise ValueError(f"{next(iter(bad))} cannot be read as a picture ("
-                                     f"{next(iter(bad.values()))}): remove or replace it, or skip "
-                                     "such pictures with --on-error skip.")
-                skipped |= bad
-                if good := [r for r in results if not isinstance(r, str)]:
+            for results in decoded(paths, batch, clip.size, resize):
+                for path, why in results.items():
+                    if isinstance(why, str):
+                        if on_error == "stop":
+                            raise ValueError(f"{path} cannot be read as a picture ({why}): replace "
+                                             "or remove it, or leave it out (--on-error skip).")
+                        skipped.append(str(path))
+                if good := [r for r in results.values() if not isinstance(r, str)]:
                     tokens = clip.encode(torch.stack(good).to(device))              # B, 36, F
                     file.write(tokens.half().cpu().numpy().tobytes())
-                bar.update(len(some))
+                bar.update(len(results))
             file.seek(0)
-            ids = [i for i, p in pictures.items() if str(p) not in skipped]
-            file.write(header(ids, clip.features, settings | {"skipped": list(skipped)}, room))
+            ids = [i for i, path in pictures.items() if str(path) not in skipped]
+            file.write(header(ids, clip.features, settings | {"skipped": skipped}, room))
         os.replace(unfinished, out)
     finally:
         unfinished.unlink(missing_ok=True)
-    return list(skipped)
+    return skipped
 
 
 class Features:

@@ -24,7 +24,7 @@ from adapters import Context, Method
 # B batch, K beams, L text tokens, N visual tokens, S = L + N, T target tokens, D width,
 # F feature width, V vocabulary.
 
-NORMS = (nn.LayerNorm, nn.RMSNorm)
+STACKS, NORMS = ("encoder", "decoder"), (nn.LayerNorm, nn.RMSNorm)
 
 
 class VisualEmbedding(nn.Module):
@@ -83,16 +83,16 @@ class VLModel(nn.Module):
     def sites(self, name: str) -> Iterator[tuple[str, nn.Module]]:
         """All places of a site, block by block: "encoder.ffn" names sub-layers, with ".q" (or any
         Linear of the sub-layer) behind it that Linear."""
-        stack, sub, *linear = name.split(".")
-        if stack not in ("encoder", "decoder"):
-            raise ValueError(f"no site {name!r}: a site begins with 'encoder.' or 'decoder.'")
-        for i, block in enumerate(getattr(self.lm, stack).blocks):
-            place = getattr(block, sub, None)
-            place = getattr(place.f, linear[0], None) if place is not None and linear else place
-            if place is None or not hasattr(place, "tune"):
+        stack, *path = name.split(".")
+        path = path[:1] + [part for linear in path[1:] for part in ("f", linear)]
+        for i, block in enumerate(getattr(self.lm, stack).blocks if stack in STACKS else [None]):
+            place = block
+            for part in path:
+                place = getattr(place, part, None)
+            if not hasattr(place, "tune"):
                 raise ValueError(f"no site {name!r}; there are {', '.join(adapters.SUBLAYERS)}, "
                                  "and behind an attention .q .k .v .o, a feed-forward .wi .wo")
-            yield f"lm.{stack}.blocks.{i}.{sub}" + (f".f.{linear[0]}" if linear else ""), place
+            yield ".".join(["lm", stack, "blocks", str(i), *path]), place
 
     def install(self, method: Method) -> list[tuple[str, int, int]]:
         """Puts a row's modules at their sites and opens what it opens; everything else is frozen.
@@ -102,18 +102,20 @@ class VLModel(nn.Module):
         """
         if self.method is not None:
             raise ValueError("a method is installed already: call remove() first")
-        c, device = self.lm.config, self.lm.shared.weight.device
-        for site, add in method.at.items():
-            for name, place in list(self.sites(site)):
-                d_in, d_out = ((place.in_features, place.out_features)
-                               if isinstance(place, nn.Linear) else (c.d, c.d))
-                with device:
-                    place.tune = adapters.Adapter(add, d_in, d_out)
-                self.installed[name] = place
-        self.method = method
+        if unknown := set(method.open) - OPEN.keys():
+            raise ValueError(f"a row cannot open {', '.join(unknown)}; it can {', '.join(OPEN)}")
+        places = [(add, *found) for site, add in method.at.items() for found in self.sites(site)]
         opened = {id(p) for name in method.open for p in OPEN[name](self.lm)}
         self.base = {n: p.detach().clone() for n, p in self.named_parameters()
                      if id(p) in opened}
+        c, device = self.lm.config, self.lm.shared.weight.device
+        for add, name, place in places:
+            d_in, d_out = ((place.in_features, place.out_features)
+                           if isinstance(place, nn.Linear) else (c.d, c.d))
+            with device:
+                place.tune = adapters.Adapter(add, d_in, d_out)
+            self.installed[name] = place
+        self.method = method
         self.requires_grad_(False)
         for p in self.owned():
             p.requires_grad_(True)
@@ -153,17 +155,7 @@ class VLModel(nn.Module):
 
     def load_trained(self, path: str) -> None:
         """Fills what the installed method trains from an adapter-only file, strictly."""
-        own = nn.Module()                   # just the trained tensors, under their full names
-        for name, p in self.named_parameters():
-            if p.requires_grad:
-                *parents, last = name.split(".")
-                place = own
-                for parent in parents:
-                    if not hasattr(place, parent):
-                        place.add_module(parent, nn.Module())
-                    place = getattr(place, parent)
-                place.register_parameter(last, p)
-        weights.load(own, weights.read(path), where=str(path))
+        weights.load(self.trained(), weights.read(path), where=str(path))
 
     # ------------------------------------------------------------------------------- forward
 

@@ -3,6 +3,8 @@
 From pictures and texts of the built-in world (world.py), the way their big brothers were made:
 
     python pretrain.py clip          weights/tiny-clip: pictures with captions, contrastive
+    python pretrain.py bart          weights/tiny-bart: text alone, questions on described scenes
+    python pretrain.py t5            weights/tiny-t5: the same
 
 CLIP (arXiv 2103.00020): of B pictures and B captions, tell which belong together. With image
 vectors a_i and text vectors b_j of length one and a learned scale s,
@@ -21,7 +23,11 @@ F their width, C cells (3 x 3), each of which covers 2 x 2 tokens.
 import argparse
 import json
 import math
+import re
 import time
+from collections import Counter
+from dataclasses import replace
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -34,9 +40,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
+import data
+import t5
+import tokenizer
 import weights
 import world
 from clip_encoder import HUGGING_FACE, MEAN, STD, ViT
+from model import token_loss
 from world import COLOR, FIELDS, HELD_OUT, KIND, PLACE, PLACES, SIZE
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -261,6 +271,268 @@ def clip(args: argparse.Namespace) -> None:
     print(json.dumps(card, indent=1))
 
 
+# ---- the tokenisers ------------------------------------------------------------------------------
+
+WORD = re.compile(r" ?[a-z<>_]+| ?[0-9]+| ?[^a-z0-9\s]+")   # GPT-2's split rule on the world's text
+MARKS = ("first", "second")                                 # nlvr: which of the two pictures
+
+
+def word_counts(r: Random, items: int = 4000) -> Counter:
+    """Every word that the world can say, with and without a space before it, and how often."""
+    counts = Counter()
+    for task in world.TASKS:
+        for _ in range(items):
+            item = world.example(task, r, True)
+            texts = [data.TASKS[task].prefix + item.text, item.answer]
+            for s in item.scenes:
+                texts += [*world.captions(s, r), ", ".join(world.describe(s))]
+            for text in texts:
+                counts.update(WORD.findall(text))
+    said = [word for answer, near in world.NEAR.items() for a in (answer, *near)
+            for word in a.split()]
+    counts.update(said + [*MARKS, "list", "scene", "true", "false", *world.NUMBERS, *"0123456789"])
+    for word in list(counts):
+        counts.update((word.strip(), " " + word.strip()))
+    return counts
+
+
+def write_bpe(folder: Path, counts: Counter) -> None:
+    """vocab.json and merges.txt (Sennrich et al. 2016): the most frequent pair is merged until
+    every word is one token. Other text falls apart into bytes; nothing is unknown."""
+    letters = tokenizer.byte_chars()
+    words = {word: [letters[b] for b in word.encode()] for word in counts}
+    merges = []
+    while any(len(pieces) > 1 for pieces in words.values()):
+        pairs = Counter()
+        for word, pieces in words.items():
+            for pair in zip(pieces, pieces[1:]):
+                pairs[pair] += counts[word]
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for pieces in words.values():
+            i = 0
+            while i < len(pieces) - 1:
+                if (pieces[i], pieces[i + 1]) == best:
+                    pieces[i:i + 2] = ["".join(best)]
+                i += 1
+    vocab = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, *map("".join, merges)]
+    ids = {token: i for i, token in enumerate(dict.fromkeys(vocab))}
+    (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+
+
+def write_unigram(folder: Path, counts: Counter) -> None:
+    """tokenizer.json with a unigram model (Kudo 2018): a piece a word, its log-frequency; single
+    letters far below, so that a word of the world is never cut."""
+    pieces = Counter()
+    for word, n in counts.items():
+        bare = word.strip()
+        pieces["\u2581" + bare if bare.isalnum() else bare] += n
+    total = sum(counts.values())
+    vocab = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["\u2581", -12.0],
+             *([piece, math.log(n / total)] for piece, n in pieces.most_common())]
+    vocab += [[c, -14.0] for c in map(chr, range(33, 127)) if c not in pieces]
+    space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always",
+             "split": True}
+    ends = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "</s>", "type_id": 0}}]
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+               "special": True}
+    (folder / "tokenizer.json").write_text(json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
+        "added_tokens": [{"id": i, "content": vocab[i][0], **special} for i in range(3)],
+        "pre_tokenizer": space, "decoder": space,
+        "post_processor": {
+            "type": "TemplateProcessing", "single": ends,
+            "pair": ends + [{"Sequence": {"id": "B", "type_id": 0}}, ends[1]],
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}}},
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": False}},
+        ensure_ascii=False))
+
+
+# ---- the language model --------------------------------------------------------------------------
+# It reads text only: questions about scenes that are described. Half-way to seeing are *bags*: an
+# object's phrase as one encoder vector, the scaled sum of its words' embeddings, unordered and
+# without a position, put where a picture's tokens will stand. Still nothing but words, but what a
+# method must learn later is only to turn a patch of a picture into such a vector.
+
+SHORT = ("vqa",) * 6 + ("gqa",) * 7 + ("nlvr",) * 5          # answers of a word or two
+LONG = ("caption", "list")                                   # "list": name all that is there
+PLAIN_SHARE, DENSE_SHARE, LONG_SHARE = 0.15, 0.15, 0.2
+
+
+class Reader:
+    """World items as ids."""
+
+    def __init__(self, folder: Path):
+        self.tok = tokenizer.load(folder)
+        self.mask = self.tok.ids.get("<mask>", self.tok.unk_id)
+
+    @lru_cache(maxsize=1 << 16)                              # noqa: B019 (one reader a run)
+    def ids(self, text: str) -> list[int]:
+        return self.tok.encode(text)
+
+    @lru_cache(maxsize=1 << 12)                              # noqa: B019
+    def phrase(self, text: str) -> list[int]:
+        """Ids of words as they stand in the middle of a text, without special tokens."""
+        return [i for i in self.ids(" " + text) if i not in (self.tok.bos_id, self.tok.eos_id)]
+
+    def bags(self, scenes, r: Random, dense: bool) -> list[list[int]]:
+        """Bags of word ids: one to three an object, and some for empty places, which know only
+        where they are; dense: four for every place, like the tokens of a picture."""
+        out = []
+        for n, s in enumerate(scenes):
+            mark = self.phrase(MARKS[n]) if len(scenes) > 1 else []
+            for phrase in world.describe(s):
+                copies = 4 if dense else 1 + int(r.random() * 2.5)
+                out += [self.phrase(phrase) + mark] * copies
+            taken = {o[world.PLACE] for o in s}
+            free = [p for p in world.PLACES if p not in taken]
+            places = free * 4 if dense else r.sample(free, int(r.random() * 4))
+            out += [self.phrase(p) + mark for p in places]
+        r.shuffle(out)
+        return out
+
+    def item(self, r: Random, task: str, how: str, most: int) -> tuple[list, list | None, list]:
+        """(encoder ids, bags or None, target ids); how: "plain", "bags" or "dense"."""
+        if task == "list":
+            scenes = world.example("caption", r, True, most).scenes
+            text, answer = "list: ", ", ".join(world.describe(scenes[0]))
+        else:
+            scenes, text, answer, _ = world.example(task, r, True, most)
+            text = data.TASKS[task].prefix + text
+        if how != "plain":
+            return self.ids(text), self.bags(scenes, r, how == "dense"), self.ids(answer)
+        text += " scene:"
+        for n, s in enumerate(scenes):
+            phrases = world.describe(s)
+            if task == "list" or r.random() < 0.5:
+                r.shuffle(phrases)
+            text += f" {MARKS[n]}:" * (len(scenes) > 1) + "".join(f" {p}," for p in phrases)
+        ids = self.tok.encode(text.removesuffix(","))
+        if task == "list":                                   # BART's and T5's own task: denoising
+            ids = [self.mask if 4 < i < len(ids) - 1 and r.random() < 0.1 else t
+                   for i, t in enumerate(ids)]
+        return ids, None, self.ids(answer)
+
+    def batch(self, r: Random, tasks, how: str, most, size: int):
+        """ids (B, L), bags (B, M, words) padded with -1 or None, labels (B, T)."""
+        items = [self.item(r, world.pick(r, tasks), how, most()) for _ in range(size)]
+        bags = None
+        if how != "plain":
+            flat = data.pad([bag for _, bags, _ in items for bag in bags], -1)
+            counts = [len(bags) for _, bags, _ in items]
+            bags = torch.nn.utils.rnn.pad_sequence(flat.split(counts), True, -1)
+        return (data.pad([a for a, _, _ in items], self.tok.pad_id), bags,
+                data.pad([c for _, _, c in items], -100))
+
+
+def see(model, bags: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+    """Bags (B, M, words) -> visual tokens (B, M, D) and their mask. The scale and the noise vary,
+    as nobody knows how a method will write."""
+    v = (model.shared(bags.clamp(min=0)) * (bags >= 0)[..., None]).sum(2)
+    v = F.layer_norm(v, v.shape[-1:])
+    if model.training:
+        v = v * (0.6 + torch.rand(len(v), 1, 1))
+        v = v + noise * torch.rand(len(v), 1, 1) * torch.randn_like(v)
+    return v, (bags >= 0).any(-1)
+
+
+def answer_logits(model, ids, bags, labels, noise: float = 0.0) -> Tensor:
+    visual, seen = (None, None) if bags is None else see(model, bags, noise)
+    memory, mask = model.encode(ids, None, visual, None, seen)
+    return model.logits(model.decode(model.shift_right(labels), mask, model.start_cache(memory)))
+
+
+@torch.no_grad()
+def read_well(model, reader: Reader, count: int) -> dict[str, float]:
+    """Percent of described scenes answered right ("list": of words), on held-out pairs too."""
+    model.eval()
+    r, found = Random(123456), {}
+    for how in ("plain", "bags", "dense"):
+        for task in ("vqa", "gqa", "nlvr", "list"):
+            ids, bags, labels = reader.batch(r, (task,), how, lambda: 5, count)
+            right = answer_logits(model, ids, bags, labels).argmax(-1) == labels
+            real = labels != -100
+            right = right[real] if task == "list" else (right | ~real).all(1)
+            found[f"{how}/{task}"] = round(100 * right.float().mean().item(), 1)
+    model.train()
+    return found
+
+
+def lm_config(kind: str, vocab: int) -> t5.Config:
+    size = {"vocab": vocab, "layers": (3, 2), "d_kv": 32, "dropout": 0.0}
+    return replace(t5.bart(128, 4, 512, 3), **size, positions=130) if kind == "bart" else \
+        replace(t5.t5(128, 4, 256, 3, v11=True), **size)
+
+
+def language_model(args) -> None:
+    """Trains weights/tiny-bart or weights/tiny-t5."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    kind, folder, r = args.kind, args.out or WEIGHTS / f"tiny-{args.kind}", Random(args.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    (write_bpe if kind == "bart" else write_unigram)(folder, word_counts(Random(0)))
+    reader = Reader(folder)
+    c = lm_config(kind, len(reader.tok))
+    model = t5.EncoderDecoder(c).init_weights()
+    with torch.no_grad():           # the published laws are for d = 768: here they learn slowly
+        for name, p in model.named_parameters():
+            if p.dim() > 1 and kind == "bart":
+                p.mul_(2.5)
+            elif name == "shared.weight":
+                p.mul_(0.3)
+    noise = 0.3 if kind == "bart" else 1.0     # T5's order embedding is N(0, 1): stand that, too
+    groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
+              {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
+    bar = tqdm(range(args.steps), f"tiny-{kind}")
+    for step in bar:
+        warm = min(1000, args.steps // 10)
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * min((step + 1) / warm,
+                                        (args.steps - step) / (args.steps - warm))
+        cap = min(5, 2 + int(4 * step / (0.3 * args.steps)))   # first scenes of one or two objects
+        how = ("plain" if r.random() < PLAIN_SHARE else
+               "dense" if r.random() < DENSE_SHARE else "bags")
+        tasks = LONG if r.random() < LONG_SHARE else SHORT
+        ids, bags, labels = reader.batch(
+            r, tasks, how, lambda cap=cap: 1 + int(r.random() * cap) if r.random() < 0.5 else cap,
+            args.batch // 2 if how == "dense" else args.batch)
+        loss = token_loss(answer_logits(model, ids, bags, labels, noise), labels)
+        loss = (loss.sum(1) / (labels != -100).sum(1) ** 0.7).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 500 == 0:
+            tqdm.write(f"{step + 1} {loss.item():.3f} {read_well(model, reader, 128)}")
+    save_lm(model, kind, folder, read_well(model, reader, 2000))
+
+
+def save_lm(model, kind: str, folder: Path, card: dict) -> None:
+    """The published layout: config.json, model.safetensors in fp16, the tokenizer's files."""
+    c = model.config
+    (folder / "config.json").write_text(json.dumps({
+        "model_type": "bart", "d_model": c.d, "vocab_size": c.vocab, "dropout": 0.1,
+        "encoder_layers": c.layers[0], "decoder_layers": c.layers[1],
+        "encoder_attention_heads": c.heads, "decoder_attention_heads": c.heads,
+        "encoder_ffn_dim": c.ffn, "decoder_ffn_dim": c.ffn, "activation_function": c.activation,
+        "max_position_embeddings": c.positions - 2, "pad_token_id": c.pad, "bos_token_id": c.bos,
+        "eos_token_id": c.eos, "decoder_start_token_id": c.start, "is_encoder_decoder": True,
+        "no_repeat_ngram_size": c.no_repeat_ngram, "early_stopping": c.early_stopping,
+    } if kind == "bart" else {
+        "model_type": "t5", "d_model": c.d, "vocab_size": c.vocab, "dropout_rate": 0.1,
+        "num_layers": c.layers[0], "num_decoder_layers": c.layers[1], "num_heads": c.heads,
+        "d_kv": c.d_kv, "d_ff": c.ffn, "feed_forward_proj": "gated-gelu",
+        "relative_attention_num_buckets": c.buckets,
+        "relative_attention_max_distance": c.max_distance, "layer_norm_epsilon": c.eps,
+        "tie_word_embeddings": False, "pad_token_id": c.pad, "eos_token_id": c.eos,
+        "decoder_start_token_id": c.start, "is_encoder_decoder": True}, indent=1))
+    tensors = weights.published(model, t5.table(c))
+    weights.write(folder / "model.safetensors", {n: t.half() for n, t in tensors.items()})
+    (folder / "card.json").write_text(json.dumps(card, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the tiny built-in weights.")
     commands = parser.add_subparsers(required=True)
@@ -268,10 +540,17 @@ def main() -> None:
     command.add_argument("--minutes", type=float, default=25, help="of training")
     command.add_argument("--pairs", type=int, default=32, help="scenes a batch; each has a twin")
     command.add_argument("--lr", type=float, default=1.5e-3)
-    command.add_argument("--threads", type=int, default=1)
-    command.add_argument("--seed", type=int, default=0)
-    command.add_argument("--out", type=Path, help="folder to write to")
     command.set_defaults(run=clip)
+    for kind, steps, lr in (("bart", 12000, 1.5e-3), ("t5", 9000, 2e-3)):
+        command = commands.add_parser(kind, help=f"a language model, weights/tiny-{kind}")
+        command.add_argument("--steps", type=int, default=steps)
+        command.add_argument("--batch", type=int, default=64)
+        command.add_argument("--lr", type=float, default=lr)
+        command.set_defaults(run=language_model, kind=kind)
+    for command in commands.choices.values():
+        command.add_argument("--threads", type=int, default=1)
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--out", type=Path, help="folder to write to")
     args = parser.parse_args()
     args.run(args)
 

@@ -109,20 +109,26 @@ def read_config(folder: str | Path) -> Config:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: a language model's folder holds config.json, "
                                 "model.safetensors and its tokenizer's files")
+    c, extra = read_json(path), path.with_name("generation_config.json")
+    if extra.is_file():
+        c |= {k: v for k, v in read_json(extra).items() if v is not None}
     try:
-        c = json.loads(path.read_text(encoding="utf-8"))
-        extra = path.with_name("generation_config.json")
-        if extra.is_file():
-            more = json.loads(extra.read_text(encoding="utf-8"))
-            c |= {k: v for k, v in more.items() if v is not None}
         kind = known(c, "model_type", {"t5": _t5_config, "bart": _bart_config}, None)
         return kind(c)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path} is not valid JSON ({e}): download it again") from None
     except KeyError as e:
         raise ValueError(f"{path} has no field {e}: is it a published T5 or BART config?") from None
     except Unsupported as e:
         raise ValueError(f"{path}: {e}") from None
+
+
+def read_json(path: Path) -> dict:
+    try:
+        c = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:                                 # also where it is no UTF-8
+        raise ValueError(f"{path} is not valid JSON ({e}): download it again") from None
+    if not isinstance(c, dict):
+        raise ValueError(f"{path} holds no JSON object: download it again")
+    return c
 
 
 def known(c: dict, field: str, table: dict, default):
@@ -138,13 +144,14 @@ def _t5_config(c: dict) -> Config:
         "relu": ("relu", False), "gelu": ("gelu", False),
         "gated-relu": ("relu", True), "gated-gelu": ("gelu_tanh", True)}, "relu")
     tied = c.get("tie_word_embeddings", True)
+    scaled = c.get("scale_decoder_outputs", tied)       # transformers 5 calls every T5 tied
     return Config(
         vocab=c["vocab_size"], d=c["d_model"], heads=c["num_heads"], d_kv=c["d_kv"], ffn=c["d_ff"],
         layers=(c["num_layers"], c.get("num_decoder_layers") or c["num_layers"]),
         pre_norm=True, rms=True, eps=c.get("layer_norm_epsilon", 1e-6), bias=False, scale=False,
         buckets=c.get("relative_attention_num_buckets", 32),
         max_distance=c.get("relative_attention_max_distance", 128), activation=activation,
-        gated=gated, tied=tied, head_scale=c["d_model"] ** -0.5 if tied else 1.0,
+        gated=gated, tied=tied, head_scale=c["d_model"] ** -0.5 if scaled else 1.0,
         dropout=c.get("dropout_rate", 0.1), pad=c.get("pad_token_id", 0),
         eos=c.get("eos_token_id", 1), start=c.get("decoder_start_token_id") or 0,
         no_repeat_ngram=c.get("no_repeat_ngram_size", 0),
@@ -509,6 +516,8 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32,
     if dtype == torch.float16 and config.rms:
         raise ValueError("T5 overflows in fp16 (its activations pass 65504): use bf16 or fp32")
     source = weights.read(folder)
+    if config.rms and config.head_scale == 1 and "lm_head.weight" in source:
+        config = replace(config, tied=False)        # T5 v1.1, whatever its config calls it
     prefix = "model." if "model.shared.weight" in source else ""
     model = EncoderDecoder(config).to(dtype)
     if config.positions and "final_logits_bias" not in source:       # BART saved without its head

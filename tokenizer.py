@@ -21,7 +21,7 @@ import json
 import re
 import struct
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from pathlib import Path
 
@@ -35,7 +35,6 @@ WHITE = ("\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2
          "\u200a\u2028\u2029\u202f\u205f\u3000")
 SPACE = "\u2581"                     # how T5's pieces write a space
 UNKNOWN_PENALTY = 10.0               # an unknown character scores this much below the worst piece
-FRAMERS = (None, "ByteLevel", "RobertaProcessing", "TemplateProcessing")
 CACHE = 1 << 17                      # words remembered before the memory is emptied
 REMEDY = "use the files of a published T5 or BART, or export the folder again"
 
@@ -115,7 +114,7 @@ class Charsmap:
     def look_up(self, text: str) -> str | None:
         """The replacement of the *shortest* beginning of text in the trie. None: there is none."""
         at = self.offset(self.units[0])
-        for byte in text.encode("utf-8", "surrogatepass"):
+        for byte in text.encode():
             at ^= byte
             if byte == 0 or at >= len(self.units) or self.units[at] & 0x800000FF != byte:
                 return None
@@ -128,7 +127,7 @@ class Charsmap:
 
     @staticmethod
     def offset(unit: int) -> int:
-        return unit >> 10 << ((unit & 0x200) >> 6)
+        return unit >> 10 << ((unit & 0x200) >> 6)          # wide: 8 bits more
 
     def __call__(self, text: str) -> str:
         if text.isascii() and "\r" not in text:             # every cluster is one character
@@ -136,15 +135,11 @@ class Charsmap:
         out = []
         for cluster in cut(text, CLUSTER_SHADOW, CLUSTER):
             # Short clusters are looked up whole. Trap: the shortest beginning wins, so a mark
-            # behind a replaced character is lost. T5 was trained with that, so it stays.
-            short = len(cluster.encode("utf-8", "surrogatepass")) < 6
-            whole = self.look_up(cluster) if short else None
-            if whole is not None:
-                out.append(whole)
-                continue
-            for char in cluster:
-                found = self.look_up(char)
-                out.append(char if found is None else found)
+            # behind a replaced character is lost. The `tokenizers` library does so: it stays.
+            if len(cluster.encode()) < 6 and (new := self.look_up(cluster)) is not None:
+                out.append(new)
+            else:
+                out += [c if (new := self.look_up(c)) is None else new for c in cluster]
         return "".join(out)
 
 
@@ -174,10 +169,31 @@ def normalizer(spec: dict | None) -> Callable[[str], str]:
 
 # -------------------------------------------------------------------------------- tokenisers
 
+class Added:
+    """Finds tokens that stand in the text as they are, like <mask>: the leftmost, the longest."""
+
+    def __init__(self, tokens: dict[str, dict]):
+        self.tokens = tokens
+        longest_first = sorted(map(re.escape, filter(None, tokens)), key=len, reverse=True)
+        self.pattern = re.compile("|".join(longest_first) or "(?!)")      # (?!) is found nowhere
+
+    def split(self, text: str) -> Iterator[tuple[str, list[int]]]:
+        """(text in front of it, [its id]) for every token found, then (the rest, [])."""
+        start = 0
+        for found in self.pattern.finditer(text):
+            token = self.tokens[found[0]]
+            front = text[start:found.start()]
+            yield front.rstrip(WHITE) if token.get("lstrip") else front, [token["id"]]
+            start = found.end()
+            while token.get("rstrip") and text[start:start + 1] in set(WHITE):
+                start += 1
+        yield text[start:], []
+
+
 class Tokenizer:
     """What both share: added tokens, the tokens around a text, truncation, padding, the cache."""
 
-    FRAME: tuple[str, ...]               # special tokens around a text, which is called A
+    FRAME: list[str]                     # special tokens around a text, which is called A
 
     def __init__(self, spec: dict, vocab: dict[str, int]):
         self.normalize = normalizer(spec.get("normalizer"))
@@ -185,28 +201,28 @@ class Tokenizer:
         for token in added.values():
             only(token, {"single_word": (False,)})
         self.ids = vocab | {text: token["id"] for text, token in added.items()}
-        self.tokens = {i: text for text, i in self.ids.items()}
         self.special = {text for text, token in added.items() if token.get("special")}
         # Added tokens are found in the text as typed, or ("normalized") in the normalised text.
-        self.typed = {text: t for text, t in added.items() if not t.get("normalized")}
-        self.late = {self.normalize(text): t for text, t in added.items() if t.get("normalized")}
-        self.typed_pattern, self.late_pattern = finder(self.typed), finder(self.late)
-        self.cache: dict[str, list[int]] = {}
-        for token in (*self.FRAME, "<pad>", "<unk>"):
-            if token != "A" and not isinstance(self.ids.get(token), int):
-                raise ValueError(f"the vocabulary has no id for {token}")
+        self.typed = Added({text: t for text, t in added.items() if not t.get("normalized")})
+        self.late = Added({self.normalize(text): t for text, t in added.items()
+                           if t.get("normalized")})
+        self.tokens = {i: text for text, i in self.ids.items()}
+        self.tokens |= {t["id"]: text for text, t in self.late.tokens.items()}
+        self.cache: dict[str, list[int]] = {}               # word -> ids
+        missing = {*self.FRAME, "<pad>", "<unk>"} - {"A"} - self.ids.keys()
+        if missing:
+            raise ValueError(f"the vocabulary lacks {' '.join(sorted(missing))}")
+        if not all(isinstance(i, int) and i >= 0 for i in self.tokens):
+            raise ValueError("an id of the vocabulary is not a whole number from 0 on")
         self.pad_id, self.eos_id, self.unk_id = (self.ids[t] for t in ("<pad>", "</s>", "<unk>"))
         self.bos_id = self.ids["<s>"] if "<s>" in self.FRAME else None
 
-        post = spec.get("post_processor") or {"type": None}
-        names = self.FRAME
-        if post["type"] == "RobertaProcessing":
-            names = (post["cls"][0], "A", post["sep"][0])
-        elif post["type"] == "TemplateProcessing":
-            names = tuple(entry["id"] for item in post["single"] for entry in item.values())
-        if names != self.FRAME or post["type"] not in FRAMERS:
-            raise ValueError(f"post_processor {post['type']} puts {' '.join(names)} around a "
-                             f"text, not {' '.join(self.FRAME)}")
+        post = spec.get("post_processor") or {}
+        only(post, {"type": (None, "RobertaProcessing", "TemplateProcessing")})
+        names = ([post["cls"][0], "A", post["sep"][0]] if "cls" in post else
+                 [entry["id"] for item in post.get("single", ()) for entry in item.values()])
+        if post and names != self.FRAME:
+            raise ValueError(f"post_processor gives {names} instead of {self.FRAME}")
 
     def __len__(self) -> int:
         """Rows that an embedding needs: the highest id + 1."""
@@ -215,29 +231,22 @@ class Tokenizer:
     def encode(self, text: str, max_length: int | None = None) -> list[int]:
         """Ids of a text with its special tokens. max_length counts those and never cuts them."""
         ids: list[int] = []
-        for i, part in enumerate(self.typed_pattern.split(text)):
-            if i % 2:                                       # split keeps what it found: odd places
-                ids.append(self.typed[part.strip(WHITE)]["id"])
-                continue
-            for j, piece in enumerate(self.late_pattern.split(self.normalize(part))):
-                if j % 2:
-                    ids.append(self.late[piece.strip(WHITE)]["id"])
-                    continue
-                for word in self.words(piece):
-                    found = self.cache.get(word)
-                    ids += self.remember(word) if found is None else found
+        for typed, typed_ids in self.typed.split(text):
+            for part, late_ids in self.late.split(self.normalize(typed)):
+                for word in self.words(part):
+                    if word not in self.cache:
+                        if len(self.cache) >= CACHE:
+                            self.cache.clear()
+                        self.cache[word] = self.segment(word)
+                    ids += self.cache[word]
+                ids += late_ids
+            ids += typed_ids
         if max_length is not None:
             if max_length < len(self.FRAME) - 1:
                 raise ValueError(f"max_length = {max_length} has no room for the special tokens: "
                                  f"give at least {len(self.FRAME) - 1}")
             ids = ids[:max_length - len(self.FRAME) + 1]
         return ([] if self.bos_id is None else [self.bos_id]) + ids + [self.eos_id]
-
-    def remember(self, word: str) -> list[int]:
-        if len(self.cache) >= CACHE:
-            self.cache.clear()
-        self.cache[word] = found = self.segment(word)
-        return found
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of ids (a list or a one-dimensional tensor). ValueError names an unknown id."""
@@ -257,24 +266,22 @@ class Tokenizer:
         return torch.tensor(padded, dtype=torch.long).view(len(rows), longest)    # B, L
 
 
-def finder(added: dict[str, dict]) -> re.Pattern:
-    """Finds added tokens, with the spaces that lstrip and rstrip tokens swallow. Longest first."""
-    spaces = f"[{WHITE}]*"
-    parts = [(f"(?<![{WHITE}]){spaces}" if added[text].get("lstrip") else "") + re.escape(text)
-             + (spaces if added[text].get("rstrip") else "")
-             for text in sorted(added, key=len, reverse=True)]
-    return re.compile(f"({'|'.join(parts) or '(?!)'})")     # (?!) is found nowhere
+NOT_WHITE = re.compile(f"[^{WHITE}]+")
+SPACED = re.compile(f"{SPACE}[^{SPACE}]*")
 
 
 class Unigram(Tokenizer):
     """T5's."""
 
-    FRAME = ("A", "</s>")
+    FRAME = ["A", "</s>"]
 
     def __init__(self, spec: dict):
         model = spec["model"]
         only(model, {"byte_fallback": (False, None)})
-        self.scores = {piece: float(score) for piece, score in model["vocab"]}
+        for i, entry in enumerate(model["vocab"]):
+            if [type(x) for x in entry] not in ([str, float], [str, int]):
+                raise ValueError(f"vocab[{i}] = {entry!r} is not a [piece, log-probability] pair")
+        self.scores = dict(map(tuple, model["vocab"]))
         self.piece_ids = {piece: i for i, (piece, _) in enumerate(model["vocab"])}
         super().__init__(spec, self.piece_ids)
         self.unk_id = self.ids[model["vocab"][model["unk_id"]][0]]
@@ -293,12 +300,10 @@ class Unigram(Tokenizer):
         self.splits = steps[-1].get("split", True)
 
     def words(self, text: str) -> list[str]:
-        if not text:
-            return []
-        chunks = re.findall(f"[^{WHITE}]+", text) if self.white_splits else [text]
+        chunks = NOT_WHITE.findall(text) if self.white_splits else [text] if text else []
         chunks = [chunk.replace(" ", SPACE) for chunk in chunks]
         chunks = [chunk if chunk[0] == SPACE else SPACE + chunk for chunk in chunks]
-        return re.findall(f"{SPACE}[^{SPACE}]*", "".join(chunks)) if self.splits else chunks
+        return SPACED.findall("".join(chunks)) if self.splits else chunks
 
     def segment(self, word: str) -> list[int]:
         """Viterbi: best[e] = max over s of best[s] + score(word[s:e]); the first of equals wins."""
@@ -346,7 +351,7 @@ WORD_SHADOW = Shadow(word_letter)
 class BPE(Tokenizer):
     """BART's."""
 
-    FRAME = ("<s>", "A", "</s>")
+    FRAME = ["<s>", "A", "</s>"]
 
     def __init__(self, spec: dict):
         model = spec["model"]
@@ -363,10 +368,10 @@ class BPE(Tokenizer):
             raise ValueError(f"the bytes {' '.join(missing[:8])} have no token (all 256 need one)")
         self.ranks: dict[tuple[str, str], int] = {}
         for rank, merge in enumerate(model["merges"]):
-            left, right = merge.split(" ") if isinstance(merge, str) else merge
-            if not {left, right, left + right} <= self.vocab.keys():
-                raise ValueError(f"merge {rank} ({left} {right}) is not of tokens in the vocabulary")
-            self.ranks[left, right] = rank
+            pair = tuple(merge.split(" ") if isinstance(merge, str) else merge)
+            if len(pair) != 2 or not {*pair, "".join(pair)} <= self.vocab.keys():
+                raise ValueError(f"merge {rank} ({merge!r}) is not of two tokens that give a third")
+            self.ranks[pair] = rank
 
     def words(self, text: str) -> list[str]:
         return cut(text, WORD_SHADOW, WORD)

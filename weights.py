@@ -96,18 +96,19 @@ def read_shards(index: Path) -> Tensors:
     """All shards that model.safetensors.index.json names."""
     try:
         home = json.loads(index.read_text(encoding="utf-8"))["weight_map"]       # tensor -> file
-        shards = sorted(set(home.values()))
+        shards = {name: index.parent / name for name in sorted(set(home.values()))}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{index} has no readable weight_map: download it again.") from None
-    if missing := [s for s in shards if not (index.parent / s).exists()]:
+    if missing := [name for name, path in shards.items() if not path.exists()]:
         raise FileNotFoundError(f"{index} names files that are not there: {listed(missing)}. "
                                 "Download them into the same folder.")
-    files = {s: open_file(index.parent / s) for s in shards}
-    inside = {s: set(file.keys()) for s, file in files.items()}
-    if lost := [name for name, s in home.items() if name not in inside[s]]:
+    files = {name: open_file(path) for name, path in shards.items()}
+    inside = {name: set(file.keys()) for name, file in files.items()}
+    if lost := [tensor for tensor, name in home.items() if tensor not in inside[name]]:
         raise ValueError(f"{index} places tensors in files that lack them: {listed(lost)}. "
                          "Download index and files from the same model.")
-    return Tensors({name: files[s] for name, s in home.items()}, files[shards[0]].metadata() or {})
+    metadata = {k: v for file in files.values() for k, v in (file.metadata() or {}).items()}
+    return Tensors({tensor: files[name] for tensor, name in home.items()}, metadata)
 
 
 def open_file(path: Path) -> "safe_open":
@@ -120,7 +121,8 @@ def open_file(path: Path) -> "safe_open":
 
 def refuse_pickle(path: Path) -> None:
     raise ValueError(f"{path} is a pickle, which can run code when opened, and is not read here; "
-                     f"convert it once: {CONVERT.format(path, path.parent / 'model.safetensors')}")
+                     f"convert it once: {CONVERT.format(path, path.parent / 'model.safetensors')} "
+                     "(OpenAI's own CLIP files: w = torch.jit.load(...).state_dict())")
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor],
@@ -188,43 +190,41 @@ def listed(names: list[str]) -> str:
 
 # ---------------------------------------------------------------------------------- file <-> module
 
-def load(module: nn.Module, source: Mapping[str, Tensor], table: Table | None = None,
-         where: str = "", prefix: str = "") -> None:
-    """Fills every parameter and buffer of the module, or raises one ValueError and changes nothing.
+@torch.no_grad()
+def load(target: nn.Module | Mapping[str, Tensor], source: Mapping[str, Tensor],
+         table: Table | None = None, where: str = "") -> None:
+    """Fills every tensor of the target, or raises one ValueError and changes nothing.
 
-    source: published names -> tensors, cast to the module's own dtypes. table: None if the names
-    are ours. where: the file, for the message. prefix: only names that begin with it take part,
-    and it is cut off. A module on the meta device gets the source's tensors, on the CPU.
+    target: a module (all its parameters and buffers), or our names -> tensors. source: published
+    names -> tensors, cast to the target's dtypes. table: None if the names are ours. where: the
+    file, for the message.
     """
-    state, filled, origin = module.state_dict(), {}, {}
+    state = target.state_dict() if isinstance(target, nn.Module) else target
+    filled, origin = {}, {}
     unexpected, unfit = [], []
     for full in source:
-        if not full.startswith(prefix):
-            continue
-        found = to_ours(full.removeprefix(prefix), table)
+        found = to_ours(full, table)
         if found is None or any(name not in state for name in found[0]):
             unexpected.append(full)
         elif found[0]:
             names, t = found[0], source[full].T if found[1] else source[full]
             pieces = torch.atleast_1d(t).tensor_split(len(names)) if len(names) > 1 else [t]
             for name, piece in zip(names, pieces):
-                if problem := misfit(piece, state[name]):
-                    unfit.append(f"{full} {problem}")
-                elif name in filled and not same(piece, filled[name]):
+                if name in filled and not same(piece, filled[name]):
                     unfit.append(f"{full} differs from its copy {origin[name]}")
+                elif problem := misfit(piece, state[name]):
+                    unfit.append(f"{full} {problem}")
                 filled.setdefault(name, piece)
                 origin.setdefault(name, full)
-    missing = [prefix + (to_published(n, table) or (n,))[0] for n in state if n not in filled]
+    missing = [(to_published(n, table) or (n,))[0] for n in state if n not in filled]
     problems = [f"{what}: {listed(list(dict.fromkeys(names)))}" for what, names in (
         ("missing", missing), ("unexpected", unexpected), ("not fitting", unfit)) if names]
     if problems:
         raise ValueError(
-            f"{where or 'a set of tensors'} cannot be loaded into this {type(module).__name__} "
+            f"{where or 'a set of tensors'} cannot be loaded into this {type(target).__name__} "
             f"({'; '.join(problems)}): use the complete weights of a model of this kind and size.")
-    on_meta = any(t.is_meta for t in state.values())
-    if on_meta:                        # nothing to copy into: the tensors themselves become ours
-        filled = {name: t.to(state[name].dtype).contiguous() for name, t in filled.items()}
-    module.load_state_dict(filled, assign=on_meta)
+    for name, t in filled.items():
+        state[name].copy_(t)
 
 
 def misfit(theirs: Tensor, ours: Tensor) -> str:
@@ -242,11 +242,13 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 def published(module: nn.Module, table: Table | None) -> dict[str, Tensor]:
     """The module's tensors under published names, for saving: the inverse of load."""
-    pieces, how = defaultdict(dict), {}
+    pieces, turned = defaultdict(dict), {}
     for name, t in module.state_dict().items():
         found = to_published(name, table)
         if found is None:
             raise ValueError(f"no row of the table says what {name} is called in a published file.")
-        pieces[found[0]][found[1]], how[found[0]] = t, found[2]
-    return {name: (whole.T if how[name] else whole) for name, p in pieces.items()
-            for whole in [torch.cat([p[k] for k in sorted(p)]) if len(p) > 1 else p[0]]}
+        full, part, turned[full] = found
+        pieces[full][part] = t
+    whole = {full: torch.cat([p[k] for k in sorted(p)]) if len(p) > 1 else p[0]
+             for full, p in pieces.items()}
+    return {full: t.T if turned[full] else t for full, t in whole.items()}

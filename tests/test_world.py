@@ -66,8 +66,16 @@ STEP = r"(?: (?:to the )?(left of|right of|above|below) the (.+))"
 NUMBER = {"one": 1, "two": 2, "three": 3}
 
 
+def step(scene, noun, relation, anchor):
+    found = select(scene, noun)
+    if relation:
+        (anchor,) = select(scene, anchor)
+        found = [o for o in found if is_at(o, relation, anchor)]
+    return found
+
+
 def reread(text, scenes):
-    """The answer to a question, statement: str, or None for wordings this reader does not know."""
+    """The answer to a question or statement; None for wordings this reader does not know."""
     s, t = scenes[0], text.rstrip("?")
     if m := re.fullmatch(r"(?:how many|what number of) (.+?) (?:are there|can be seen)", t):
         return str(len(select(s, m[1])))
@@ -78,11 +86,7 @@ def reread(text, scenes):
         x, y = bool(select(s, m[1])), bool(select(s, m[3]))
         return "yes" if (x and y if m[2] == "and" else x or y) else "no"
     if m := re.fullmatch(r"(?:is there|can you see|does the picture show) a (.+?)" + STEP + "?", t):
-        found = select(s, m[1])
-        if m[2]:
-            (anchor,) = select(s, m[3])
-            found = [o for o in found if is_at(o, m[2], anchor)]
-        return "yes" if found else "no"
+        return "yes" if step(s, m[1], m[2], m[3]) else "no"
     if m := re.fullmatch(r"are the (.+) and the (.+) the same (color|shape)", t):
         (a,), (b,) = select(s, m[1]), select(s, m[2])
         names = set(world.COLORS if m[3] == "color" else world.KINDS)
@@ -91,14 +95,13 @@ def reread(text, scenes):
         return select(s, m[1])[0]["place"]
     if m := re.fullmatch(r"what (?:color |size |shape )?is the (?:color of the )?(.+?)"
                          + STEP + "?", t):
-        found = select(s, m[1])
-        if m[2]:
-            (anchor,) = select(s, m[3])
-            found = [o for o in found if is_at(o, m[2], anchor)]
-        (only,) = found
+        (only,) = step(s, m[1], m[2], m[3])
         names = (world.COLORS if "color" in t else world.SIZES if "what size" in t else world.KINDS)
         return (only["words"] & set(names)).pop()
-    if (m := re.fullmatch(r"is the (.+?)" + STEP, t)) and " or " not in t:
+    if m := re.fullmatch(r"is the (.+?)" + STEP + r"? (?:a )?(\w+) or (?:a )?(\w+)", t):
+        (only,) = step(s, m[1], m[2], m[3])
+        return (only["words"] & {m[4], m[5]}).pop()
+    if m := re.fullmatch(r"is the (.+?)" + STEP, t):
         (a,), (b,) = select(s, m[1]), select(s, m[3])
         return "yes" if is_at(a, m[2], b) else "no"
     if len(scenes) == 2:
@@ -130,22 +133,15 @@ def test_every_answer_is_true(folder):
     scenes = {name: parse_scene(phrases) for name, phrases in read(folder, "scenes").items()}
     raw = {a["question_id"]: a["multiple_choice_answer"] for a in
            read(folder, "vqa/v2_mscoco_val2014_annotations")["annotations"]}
-    understood, total = Counter(), Counter()
     for name, q in every_question(folder):
         pair = [scenes[q[key]] for key in ("img_id", "img0", "img1") if key in q]
         said, label = reread(q["sent"], pair), q["label"]
-        total[q["question_type"]] += 1
-        if said is not None:
-            understood[q["question_type"]] += 1
-            if name.startswith("vqa"):        # all that is left of the truth in training labels
-                assert label.get(said, 0) == 1, (name, q, pair)
-                label = raw.get(q["question_id"], said)
-            elif name.startswith("GQA"):
-                (label,) = label
-            assert said == label, (name, q, pair)
-    for kind, number in total.items():        # "is the star red or blue?" it does not know
-        if not kind.startswith("choose"):
-            assert understood[kind] > 0.45 * number, (kind, understood[kind], number)
+        if name.startswith("vqa"):            # the annotators' scores are all that training has
+            assert label.get(said, 0) == 1, (name, q, pair)
+            label = raw.get(q["question_id"], said)
+        elif name.startswith("GQA"):
+            (label,) = label
+        assert said == label, (name, q, pair)
 
 
 # ---- words ---------------------------------------------------------------------------------------

@@ -1,0 +1,339 @@
+"""clip_encoder.py against OpenAI's numbers (golden), transformers, and pictures made by hand."""
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+import clip_encoder
+import weights
+from clip_encoder import HUGGING_FACE, Features, ViT, extract, pixels
+
+GOLDEN = weights.Path(__file__).parent / "golden"
+VISION = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
+              patch_size=4, image_size=24)   # heads of 8, ffn 1.5 W, a grid of 6 x 6
+
+
+def golden(name: str) -> tuple[dict, dict]:
+    """All tensors of a golden file, and its weights alone under OpenAI's names."""
+    g = load_file(GOLDEN / f"{name}.safetensors")
+    return g, {k.removeprefix("w/"): v.clone() for k, v in g.items() if k.startswith("w/")}
+
+
+def close(a: torch.Tensor, b: torch.Tensor, within: float = 1e-5) -> bool:
+    return a.shape == b.shape and (a - b).abs().max().item() < within
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A Hugging Face folder with both towers, random weights, and its transformers model."""
+    torch.manual_seed(0)
+    text = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                vocab_size=30, max_position_embeddings=8)
+    config = CLIPConfig(text_config=text, vision_config=VISION, projection_dim=20)
+    model = CLIPModel(config).eval()
+    with torch.no_grad():                                     # its own draw is too near to zero
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    folder = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(folder)
+    return folder, model
+
+
+@pytest.fixture(scope="module")
+def vit(published):
+    return clip_encoder.load(published[0])
+
+
+# ------------------------------------------------------------------------------------------ towers
+
+@pytest.mark.parametrize("name", ["clip_vit", "clip_resnet"])
+@pytest.mark.parametrize("how", ["visual.", "bare", "fp16"])
+def test_golden(name, how, tmp_path):
+    g, w = golden(name)
+    if how == "visual.":   # a whole CLIP: the text tower beside it
+        w |= {k: torch.zeros(2) for k in (
+            "transformer.resblocks.0.ln_1.weight", "token_embedding.weight", "ln_final.bias",
+            "positional_embedding", "text_projection", "logit_scale", "vocab_size")}
+    else:
+        w = {k.removeprefix("visual."): v for k, v in w.items()}
+    if how == "fp16":
+        w = {k: v.half() if v.is_floating_point() else v for k, v in w.items()}
+    save_file(w, tmp_path / "clip.safetensors")
+    clip = clip_encoder.load(tmp_path / "clip.safetensors")
+    assert not clip.training and all(p.dtype == torch.float32 for p in clip.parameters())
+    assert not any(p.requires_grad for p in clip.parameters())
+    grid, pooled = clip.train()(g["in/pixels"])   # statistics stay put in train mode too
+    within = 2e-2 if how == "fp16" else 2e-6
+    assert close(grid, g["out/grid"], within) and close(pooled, g["out/pooled"], within)
+    assert close(clip.encode(g["in/pixels"], pooled=True), pooled, 1e-6)
+
+
+def test_resnet_tokens_are_the_pooled_grid():
+    torch.manual_seed(0)
+    clip = clip_encoder.ResNet(width=4, layers=(1, 1, 1, 1), heads=2, size=224, out=8)
+    x = torch.randn(2, 3, 224, 224)
+    grid = clip(x)[0].unflatten(1, (7, 7)).permute(0, 3, 1, 2)
+    want = F.max_pool2d(grid, 2, stride=1).flatten(2).transpose(1, 2)
+    assert clip.features == 128 and torch.equal(clip.encode(x), want)
+
+
+def test_vit_equals_transformers(published, vit):
+    folder, model = published
+    x = torch.randn(3, 3, 24, 24)
+    theirs = model.vision_model(x, output_hidden_states=True)
+    grid, pooled = vit(x)
+    assert vit.config == dict(width=32, layers=3, heads=4, patch=4, size=24, out=20, ffn=48,
+                              activation="quick_gelu", eps=1e-5)
+    assert close(grid, theirs.last_hidden_state)
+    assert close(pooled, model.visual_projection(theirs.pooler_output))
+    # tokens for tuning: the last block but one, without the class token; 6 x 6 passes unpooled
+    assert close(vit.encode(x), theirs.hidden_states[-2][:, 1:])
+
+
+def test_vit_gradients_equal_transformers(published):
+    folder, model = published
+    ours = clip_encoder.load(folder).requires_grad_(True)
+    x, direction = torch.randn(2, 3, 24, 24), torch.randn(2, 20)
+    model.zero_grad()
+    (model.visual_projection(model.vision_model(x).pooler_output) * direction).sum().backward()
+    (ours(x)[1] * direction).sum().backward()
+    theirs = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    for name, p in ours.named_parameters():
+        want = theirs[weights.to_published(name, HUGGING_FACE)[0]]
+        assert close(p.grad, want, 1e-5 * max(1, want.abs().max().item())), name
+
+
+def test_image_tower_alone_and_back(published, vit, tmp_path):
+    """Saved under published names with a text-free config, transformers and we read the same."""
+    weights.write(tmp_path / "model.safetensors", weights.published(vit, HUGGING_FACE))
+    config = {"model_type": "clip_vision_model", "projection_dim": 20, **VISION}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    theirs, info = CLIPVisionModelWithProjection.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    x = torch.randn(2, 3, 24, 24)
+    ours = clip_encoder.load(tmp_path)
+    assert ours.config == vit.config and close(ours(x)[1], theirs.eval()(x).image_embeds)
+
+
+def test_another_picture_size(published, vit):
+    """Positions are resized bicubically, the class token's left alone."""
+    x = torch.randn(2, 3, 32, 40)
+    theirs = published[1].vision_model(x, interpolate_pos_encoding=True)
+    assert close(vit(x)[0], theirs.last_hidden_state)
+    assert vit.encode(x).shape == (2, 36, 32)
+    with pytest.raises(ValueError, match="patches of 4"):
+        vit(torch.randn(1, 3, 25, 24))
+
+
+def test_resnet_at_another_size():
+    clip = clip_encoder.ResNet(width=4, layers=(1, 1, 1, 1), heads=2, size=64, out=8)
+    with torch.no_grad():                 # a constant table stays so, whatever the size of the grid
+        clip.positions[1:] = clip.positions[1]
+    x = clip_encoder.resize_positions(clip.positions, 3, 5)
+    assert x.shape == (16, 128) and close(x[1:], clip.positions[1:2].expand(15, -1))
+    assert torch.equal(x[0], clip.positions[0])
+    assert clip(torch.randn(1, 3, 96, 160))[1].shape == (1, 8)
+
+
+@pytest.mark.parametrize("name, count, attention", [
+    ("RN101", 56_259_936, 13_740_544), ("ViT-B/32", 87_849_216, None), ("RN50", 38_316_896, None),
+    ("ViT-B/16", 86_192_640, None), ("ViT-L/14", 303_966_208, None)])
+def test_preset_counts(name, count, attention):
+    with torch.device("meta"):
+        clip = clip_encoder.tower(name)
+    assert sum(p.numel() for p in clip.parameters()) == count
+    if attention:
+        assert clip.positions.numel() + sum(p.numel() for p in clip.attn.parameters()) == attention
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match="'RN102'.*RN101"):
+        clip_encoder.tower("RN102")
+
+
+def test_randomized(vit):
+    other = clip_encoder.randomized(vit)
+    assert other.config == vit.config and not torch.equal(other.cls, vit.cls)
+    x = torch.randn(1, 3, 24, 24)
+    assert not close(other.encode(x), vit.encode(x), 1e-2)
+
+
+# --------------------------------------------------------------------------------- what goes wrong
+
+@pytest.mark.parametrize("change, words", [
+    (lambda w: w.pop("visual.proj"), "visual.proj"),
+    (lambda w: w.pop("visual.ln_pre.bias"), "missing: visual.ln_pre.bias"),
+    (lambda w: w.pop("visual.conv1.weight"), "visual.conv1.weight"),
+    (lambda w: w.update({"visual.extra": torch.zeros(1)}), "unexpected: visual.extra"),
+    (lambda w: w.update({"visual.ln_post.bias": torch.zeros(3)}), "visual.ln_post.bias"),
+    (lambda w: w.update({"visual.positional_embedding": torch.zeros(9, 64)}), "square"),
+    (lambda w: w.clear(), "lacks")])
+def test_wrong_weights(change, words, tmp_path):
+    _, w = golden("clip_vit")
+    change(w)
+    save_file(w, tmp_path / "clip.safetensors")
+    with pytest.raises(ValueError, match=words) as error:
+        clip_encoder.load(tmp_path / "clip.safetensors")
+    assert "clip.safetensors" in str(error.value)
+
+
+@pytest.mark.parametrize("config, words", [
+    ("{", "not valid JSON"),
+    ('{"num_hidden_layers": 4, "num_attention_heads": 4}', "missing: vision_model.*layers.3"),
+    ('{"num_attention_heads": 5}', "5 heads"),
+    ('{"vision_config": {"hidden_act": "relu6"}}', "relu6.*quick_gelu")])
+def test_wrong_config(published, config, words, tmp_path):
+    weights.write(tmp_path / "model.safetensors", load_file(published[0] / "model.safetensors"))
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=words):
+        clip_encoder.load(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------ pixels
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("size", [(50, 31), (31, 50), (24, 24), (10, 17), (97, 24), (333, 250)])
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_pixels_equal_transformers(size, resize):
+    how = dict(size={"shortest_edge": 24}) if resize == "crop" else dict(
+        size={"height": 24, "width": 24}, do_center_crop=False)
+    theirs = CLIPImageProcessorPil(crop_size={"height": 24, "width": 24}, **how)
+    image = picture(*size)
+    want = torch.as_tensor(np.asarray(theirs(image)["pixel_values"][0]))
+    assert close(pixels(image, 24, resize), want)
+
+
+def test_pixels_of_every_mode():
+    grey = Image.fromarray(np.full((8, 8), 100, np.uint8))
+    want = pixels(grey.convert("RGB"), 8)
+    deep = Image.fromarray(np.full((8, 8), 100 * 256 + 7, np.uint16))          # 16-bit grey
+    for image in (grey, grey.convert("P"), grey.convert("LA"), grey.convert("RGBA"), deep):
+        assert close(pixels(image, 8), want), image.mode
+    clear = Image.new("RGBA", (8, 8), (9, 9, 9, 0))
+    assert close(pixels(clear, 8), pixels(Image.new("RGB", (8, 8), "white"), 8))
+    index = Image.new("P", (8, 8), 0)
+    index.info["transparency"] = 0
+    assert close(pixels(index, 8), pixels(Image.new("RGB", (8, 8), "white"), 8))
+
+
+def test_pixels_follow_the_camera(tmp_path):
+    image = picture(8, 12)
+    exif = Image.Exif()
+    exif[0x0112] = 6                                          # shown turned by 90 degrees clockwise
+    image.save(tmp_path / "a.png", exif=exif)
+    want = pixels(image.transpose(Image.Transpose.ROTATE_270), 8)
+    assert torch.equal(pixels(Image.open(tmp_path / "a.png"), 8), want)
+
+
+def test_pixels_unknown_resize():
+    with pytest.raises(ValueError, match="'pad'"):
+        pixels(picture(8, 8), 8, "pad")
+
+
+# -------------------------------------------------------------------------------------- extraction
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven pictures in two folders, and a file that is none."""
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for i, name in enumerate(("b.png", "a.PNG", "deep/c.jpg", "e.jpeg", "d.png", "f.png", "g.png")):
+        picture(30 + i, 26, i).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    return tmp_path / "in"
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_extract(vit, folder, tmp_path, resize):
+    out = tmp_path / "packed" / "features.safetensors"
+    assert extract(vit, folder, out, resize, batch=3) == []
+    features = Features(out)
+    assert sorted(features.ids) == list("abcdefg") and len(features) == 7 and features.width == 32
+    assert features.settings == {"grid": 6, "resize": resize, "size": 24, "skipped": [],
+                                 "clip": clip_encoder.fingerprint(vit)}
+    got = features.stack(["c", "a", "c"])
+    assert got.dtype == torch.float32 and got.shape == (3, 36, 32)
+    want = [pixels(Image.open(folder / name), 24, resize) for name in ("deep/c.jpg", "a.PNG")]
+    assert close(got[:2], vit.encode(torch.stack(want)), 5e-3)                              # fp16
+    assert torch.equal(got[0], got[2])
+    with safe_open(out, "pt") as file:                        # safetensors' own reader takes it
+        assert file.get_slice("features").get_dtype() == "F16"
+        assert torch.equal(file.get_tensor("features")[features.ids.index("a")].float(), got[1])
+    assert [p.name for p in out.parent.iterdir()] == [out.name]
+    with pytest.raises(ValueError, match="features.safetensors.*'zebra'"):
+        features.stack(["a", "zebra"])
+
+
+def break_pictures(folder):
+    whole = (folder / "d.png").read_bytes()
+    (folder / "d.png").write_bytes(whole[:len(whole) // 2])
+    (folder / "bad \" é.jpg").write_bytes(b"nothing")
+
+
+def test_a_broken_picture_stops(vit, folder, tmp_path):
+    break_pictures(folder)
+    with pytest.raises(ValueError, match="bad.*skip"):
+        extract(vit, folder, tmp_path / "out" / "f.safetensors")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_a_broken_picture_is_skipped(vit, folder, tmp_path, batch):
+    extract(vit, folder, tmp_path / "whole.safetensors")
+    break_pictures(folder)
+    skipped = extract(vit, folder, tmp_path / "f.safetensors", batch=batch, on_error="skip")
+    features, whole = Features(tmp_path / "f.safetensors"), Features(tmp_path / "whole.safetensors")
+    assert skipped == [str(folder / "bad \" é.jpg"), str(folder / "d.png")]
+    assert sorted(features.ids) == list("abcefg") and features.settings["skipped"] == skipped
+    assert close(features.stack(list("abcefg")), whole.stack(list("abcefg")), 5e-3)
+
+
+def test_extract_refuses(vit, folder, tmp_path):
+    for kwargs, words in ((dict(resize="pad"), "pad"), (dict(on_error="ask"), "ask"),
+                          (dict(batch=0), "0")):
+        with pytest.raises(ValueError, match=words):
+            extract(vit, folder, tmp_path / "f.safetensors", **kwargs)
+    picture(9, 9).save(folder / "deep" / "a.png")
+    with pytest.raises(ValueError, match="a.PNG and .*deep.a.png"):
+        extract(vit, folder, tmp_path / "f.safetensors")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no pictures"):
+        extract(vit, tmp_path / "empty", tmp_path / "f.safetensors")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        extract(vit, tmp_path / "nowhere", tmp_path / "f.safetensors")
+    weights.write(tmp_path / "f.safetensors", {"other": torch.zeros(1)})
+    with pytest.raises(ValueError, match="clip_encoder.py"):
+        Features(tmp_path / "f.safetensors")
+
+
+def test_fingerprint_knows_every_weight(vit):
+    before, other = clip_encoder.fingerprint(vit), ViT(**vit.config)
+    other.load_state_dict(vit.state_dict())
+    assert clip_encoder.fingerprint(other) == before
+    with torch.no_grad():
+        other.blocks[1].down.bias[3] += 1e-3
+    assert clip_encoder.fingerprint(other) != before
+
+
+def test_command_line(published, folder, tmp_path, capsys):
+    args = ["--clip", str(published[0]), "--images", str(folder), "--out", str(tmp_path / "f.st")]
+    assert clip_encoder.main([*args, "--batch", "4"]) == 0
+    assert len(Features(tmp_path / "f.st")) == 7
+    break_pictures(folder)
+    capsys.readouterr()
+    assert clip_encoder.main(args) == 1
+    assert "bad" in capsys.readouterr().err.splitlines()[-1]
+    assert clip_encoder.main([*args, "--on-error", "skip"]) == 0
+    assert "2 unreadable" in capsys.readouterr().err
+    assert clip_encoder.main(["--clip", "nowhere", *args[2:]]) == 1
+    assert "nowhere" in capsys.readouterr().err

@@ -1,0 +1,78 @@
+"""The house's rules: who may import whom, what may be imported, what is never done."""
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = {p.stem: p for p in sorted(ROOT.glob("*.py"))}
+TESTS = sorted((ROOT / "tests").glob("*.py"))
+PACKAGES = {"torch": "torch", "numpy": "numpy", "pillow": "PIL", "tqdm": "tqdm",
+            "safetensors": "safetensors"}
+
+# Arrows point one way: a file and the files that it may import. Backbones and adapters never meet.
+MAY_IMPORT = {
+    "weights": (), "adapters": (), "tokenizer": (), "metrics": (), "world": (),
+    "clip_encoder": ("weights",), "t5": ("weights",),
+    "model": ("clip_encoder", "t5", "adapters", "weights"),
+    "data": ("tokenizer", "world"),
+    "train": tuple(FILES), "pretrain": tuple(FILES.keys() - {"train"}),
+    "ask": tuple(FILES), "compare": tuple(FILES), "bench": tuple(FILES),
+}
+
+
+def imports(path: Path) -> set[str]:
+    """The top names that a file imports, anywhere in it."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
+    names |= {n.module or "." for n in nodes if isinstance(n, ast.ImportFrom)}
+    return {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_arrows(name):
+    assert (imports(FILES[name]) & FILES.keys()) <= set(MAY_IMPORT[name])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_run_time_packages(name):
+    allowed = {"torch"} if name == "adapters" else set(PACKAGES.values())
+    assert imports(FILES[name]) - sys.stdlib_module_names - FILES.keys() <= allowed
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_never(name):
+    """No lenient loading, no pickles, no code from text, nothing caught blindly."""
+    assert not imports(FILES[name]) & {"pickle", "shelve", "marshal", "dill", "joblib", "h5py"}
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        where = f"{name}.py, line {getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.keyword):
+            assert (node.arg, ast.unparse(node.value)) not in (
+                ("strict", "False"), ("allow_pickle", "True"), ("weights_only", "False")), where
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in ("torch.load", "torch.save", "eval", "exec"), where
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None and ast.unparse(node.type) not in (
+                "Exception", "BaseException"), where
+
+
+@pytest.mark.parametrize("path", [*FILES.values(), *TESTS], ids=lambda p: p.name)
+def test_page(path):
+    """Every file says first what it is for, in lines of 100."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert ast.get_docstring(ast.parse("\n".join(lines)))
+    assert [i for i, line in enumerate(lines, 1) if len(line) > 100 or line != line.rstrip()] == []
+
+
+def test_one_file_opens_weights():
+    for name, path in FILES.items():
+        assert "safetensors" not in imports(path) or name == "weights"
+
+
+def test_requirements():
+    lines = [re.split(r"[=<>!~]+", line) for line in
+             (ROOT / "requirements.txt").read_text().split("\n") if line]
+    assert sorted(line[0] for line in lines) == sorted(PACKAGES)
+    assert "torch==2.13.0" in (ROOT / "requirements.txt").read_text().split("\n")

@@ -1,0 +1,174 @@
+"""model.py against formulas written out by hand, brute force, and one example at a time."""
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+
+import model
+
+every_kind = pytest.mark.parametrize("kind", tiny.KINDS)
+
+
+@every_kind
+def test_visual_embedding(kind):
+    """spec/backbone.md, token by token."""
+    m, b = tiny.randomize(tiny.model(kind)), tiny.batch(kind, "nlvr")
+    w = {n: p.detach() for n, p in m.visual.named_parameters()}
+    words = m.lm.shared.weight.detach()
+
+    def norm(name, z):
+        if kind == "t5":
+            return w[f"{name}.weight"] * z / (z.square().mean() + 1e-6).sqrt()
+        z = (z - z.mean()) / ((z - z.mean()).square().mean() + 1e-5).sqrt()
+        return w[f"{name}.weight"] * z + w[f"{name}.bias"]
+
+    want = torch.zeros(3, 8, 32)
+    for i in range(3):
+        for j in range(8):                                  # two pictures of four tokens
+            x1, x2, y1, y2 = b.boxes[i, j]
+            box = torch.stack([x1, x2, y1, y2, (y2 - y1) * (x2 - x1)])
+            want[i, j] = (norm("feat_norm", w["feat.weight"] @ b.feats[i, j] + w["feat.bias"])
+                          + norm("box_norm", w["box.weight"] @ box + w["box.bias"])
+                          + w["image.weight"][j // 4] + words[280 - 1 - j % 4])
+    assert len(words) == 280
+    got = m.visual(b.feats, b.boxes, b.image_ids, b.order_ids, words)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    # They stand behind the text, and padded text is the only thing that is not seen.
+    mask = m.encode(b)[1]
+    assert mask.tolist() == [[True] * n + [False] * (7 - n) + [True] * 8 for n in (7, 6, 5)]
+
+
+def test_vocabulary():
+    assert model.vocabulary(tiny.t5.PRESETS["bart-base"]) == 50465
+    assert model.vocabulary(tiny.t5.PRESETS["t5-base"]) == 32200
+
+
+# ------------------------------------------------------------------------------------ losses
+
+def test_losses():
+    """By hand: token losses [[1, 2, 3], [4, -, -]], scores 0.5 and 0.25."""
+    p = torch.tensor([[[1., 2, 3], [4, 0, 0]]]).neg().exp()[0]
+    logits = torch.stack([p.log(), torch.log1p(-p.clamp(max=0.99))], -1)
+    labels = torch.tensor([[0, 0, 0], [0, -100, -100]])
+    loss = model.token_loss(logits, labels)
+    torch.testing.assert_close(loss, torch.tensor([[1., 2, 3], [4, 0, 0]]), atol=1e-5, rtol=0)
+    for want, settings in ((3.0, {}), ((0.5 * 2 + 0.25 * 4) / 2, {"scores": [0.5, 0.25]}),
+                           (10 / 4, {"per_token": True})):
+        if "scores" in settings:
+            settings["scores"] = torch.tensor(settings["scores"])
+        assert model.reduce_loss(loss, labels, **settings).item() == pytest.approx(want, abs=1e-5)
+
+
+@every_kind
+def test_loss_of_a_task(kind):
+    """vqa weighs by score, captions count tokens, the others are plain means of means."""
+    m = tiny.model(kind)
+    for task, scores in (("vqa", True), ("gqa", False), ("caption", False)):
+        b = tiny.batch(kind, task)
+        b.scores = b.scores if scores else None
+        logp = m(b).log_softmax(-1)
+        each = [[-logp[i, t, y].item() for t, y in enumerate(row) if y != -100]
+                for i, row in enumerate(b.labels.tolist())]
+        want = (sum(map(sum, each)) / sum(map(len, each)) if task == "caption" else
+                sum(sum(e) / len(e) * (b.scores[i].item() if scores else 1)
+                    for i, e in enumerate(each)) / 3)
+        assert m.loss(b).item() == pytest.approx(want, abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------ answers
+
+@every_kind
+def test_choose_is_the_full_forward(kind):
+    """nlvr: T5 answers at its first place, BART behind <s>, with which its targets begin."""
+    m, b = tiny.randomize(tiny.model(kind), std=0.4), tiny.batch(kind, "nlvr", size=24)
+    tokens = list(range(70, 2, -3))
+    b.labels = torch.full((24, 3), 5)
+    b.labels[:, 0] = 0 if kind == "bart" else 5
+    with torch.no_grad():
+        logits = m(b)[:, 1 if kind == "bart" else 0].tolist()
+    want = [max(range(len(tokens)), key=lambda i: row[tokens[i]]) for row in logits]
+    assert m.choose(b, tokens).tolist() == want and len(set(want)) > 1
+
+
+def test_ban_repeats():
+    law = torch.Generator().manual_seed(0)
+    for n in (0, 1, 2, 3):
+        for t in range(1, 12):
+            ids = torch.randint(0, 3, (20, t), generator=law)
+            got = model.ban_repeats(torch.zeros(20, 4), ids, n)
+            for row, text in zip(got.tolist(), ids.tolist()):
+                seen = {tuple(text[i:i + n]) for i in range(t - n + 1)} if n else set()
+                banned = [v for v in range(4) if n and tuple([*text, v][-n:]) in seen]
+                assert [v for v in range(4) if row[v] != 0] == banned
+
+
+def one_by_one(m, b, **settings):
+    """Each example alone and without padding."""
+    for i, ids in enumerate(b.input_ids):
+        yield m.generate(tiny.rows(b, i, int((ids != m.lm.config.pad).sum())), **settings)[0]
+
+
+@pytest.mark.parametrize("settings", [{}, {"beams": 4, "no_repeat_ngram": 3},
+                                      {"beams": 3, "early_stopping": True, "no_repeat_ngram": 0}])
+@every_kind
+def test_batch_decodes_like_one_by_one(kind, settings):
+    m = tiny.randomize(tiny.model(kind), std=0.3 if kind == "bart" else 0.15)
+    b, c, settings = tiny.batch(kind, size=8, length=12), m.lm.config, {"max_length": 10} | settings
+    if kind == "t5":
+        m.lm.shared.weight[c.eos] *= 3                                  # some answers end early
+    together = m.generate(b, **settings)
+    assert together.size(1) <= 10 and together[:, 0].eq(c.start).all()
+    ends = set()
+    for row, alone in zip(together, one_by_one(m, b, **settings)):
+        assert row[:len(alone)].equal(alone) and row[len(alone):].eq(c.pad).all()
+        text = [*row[1:].tolist(), c.eos]
+        ends.add(text.index(c.eos))
+        assert set(text[text.index(c.eos) + 1:-1]) <= {c.pad}
+    assert len(ends) > 1
+
+
+@every_kind
+def test_beams_share_the_encoder(kind, monkeypatch):
+    """Cross-attention's keys and values are never repeated for each beam."""
+    m, b = tiny.model(kind), tiny.batch(kind)
+    sizes, decode = set(), m.lm.decode
+
+    def watch(ids, mask, cache, ctx=None):
+        sizes.add((len(ids), len(mask), *(len(t) for kv in cache for t in kv[1])))
+        return decode(ids, mask, cache, ctx)
+
+    monkeypatch.setattr(m.lm, "decode", watch)
+    m.generate(b, beams=4)
+    assert sizes == {(12, 3, 3, 3, 3, 3)}
+
+
+def test_decoding_settings_come_from_the_model():
+    """What a published config carries holds unless another is given."""
+    b = tiny.batch("bart", size=8)
+    m = tiny.model("bart", no_repeat_ngram=2, early_stopping=False)
+    for given, name in ((0, "no_repeat_ngram"), (True, "early_stopping")):
+        other = tiny.model("bart", **{"no_repeat_ngram": 2, "early_stopping": False, name: given})
+        want = other.generate(b, beams=3)
+        assert m.generate(b, beams=3, **{name: given}).equal(want)
+        assert other.generate(b, beams=3).equal(want)
+
+
+def test_beam_search_by_hand():
+    """Four words (0 start and pad, 1 end, 2 a, 3 b), two beams, a step known by heart.
+
+    p(a) 0.6, p(b) 0.3, p(end) 0.1 at first; behind a: end 0.2, a 0.4, b 0.4; behind b: end 0.9.
+    Scores are sum(log p) / length with the start counted and the end not:
+    b, end: log(0.3 * 0.9) / 2 = -0.655;  a, a or a, b cut at 3: log(0.6 * 0.4) / 3 = -0.476.
+    """
+    after = torch.tensor([[1e-9, 0.1, 0.6, 0.3], [0.25] * 4,
+                          [1e-9, 0.2, 0.41, 0.39], [1e-9, 0.9, 0.05, 0.05]]).log()
+    c = SimpleNamespace(pad=0, eos=1, force_eos=False)
+
+    def search(max_length, early):
+        return model.beam_search(lambda ids, keep=None: after[ids[:, -1]],
+                                 torch.zeros(1, 1, dtype=torch.long), c, max_length, 0, 2,
+                                 early).tolist()
+    assert search(3, False) == [[0, 2, 2]]
+    c.force_eos = True       # only "end" at the last place, with probability 1: log(0.6) / 2 wins
+    assert search(3, False) == [[0, 2, 1]]

@@ -1,0 +1,448 @@
+"""Both tokenisers against the `tokenizers` library, on vocabularies that it trains here.
+
+python -m pytest tests/test_tokenizer.py
+"""
+
+import base64
+import json
+import random
+import struct
+import unicodedata
+
+import pytest
+import tokenizer
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+SPECIAL = {"bart": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], "t5": ["<pad>", "</s>", "<unk>"]}
+WORDS = """what color is the cat on left don't we'll IT'S it's I'm you've they're he'd isn't 'S 're
+café cafe\u0301 naïve Ångström A\u030angstro\u0308m ﬁne ﬁ\u0301 ª\u0301 №\u0308 ½ x² ㎏ ™ ™\ufe0f ℹ️
+ｆｕｌｌ ｶﾞ 東京タワー 한국어 \u1112\u1161\u11ab हिन्दी क्षि العربية עברית ไทยน้ำ 123 4,567.89 's's
+１２３ ١٢٣ ४५६ Ⅷ 〇 ① 😀 👨\u200d👩\u200d👧 👍🏽 🇫🇷🇩🇪 ©\u200d® snake_case _ __init__ e-mail@x.org
+... ?! “quoted” ‘ ’ -- \u00ad \u200b \ufeff \u2028 \x00 \x01\u0301 \x1c \x1f \x7f \x85 ▁ ▁▁a a▁b
+<extra_id_0> <extra_id_12> <mask> <s> </s> <pad> <unk> <mask <extra_id_0 ＜extra_id_0＞ ＜ｐａｄ＞
+ſt ǆ ß İ Σς ﷺ ﷽ 𝒳𝔘 𐍈 𠮷""".replace("\n", " ").split(" ")
+SPACES = [" "] * 8 + ["  ", "   ", "\u00a0", "\u3000", "\t", "\n", "\r\n", "\r", "\u2003",
+                      "\u202f", "\u1680", "\x85", "\u200b", "\u200d", "", " ▁"]
+RANGES = [(0, 0x250), (0x300, 0x370), (0x370, 0x600), (0x600, 0x800), (0x900, 0xE00),
+          (0xE00, 0x1200), (0x1AB0, 0x1ABF), (0x1E00, 0x2200), (0x2460, 0x2500), (0x3000, 0x3200),
+          (0x4E00, 0x4E80), (0xAC00, 0xAC40), (0xFB00, 0xFC00), (0xFE00, 0x10000),
+          (0x1D400, 0x1D500), (0x1F1E6, 0x1F200), (0x1F3E0, 0x1F650), (0xE0020, 0xE0080)]
+
+
+def assigned(start, stop):
+    """Characters that this Python and the library know: tables of Unicode grow."""
+    return [c for c in map(chr, range(start, stop))
+            if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
+
+
+def make_texts(count=2500, seed=0):
+    rnd = random.Random(seed)
+    pools = [pool for pool in (assigned(*r) for r in RANGES) if pool]
+    texts = ["", " ", "   ", "\n", "\t \u3000", "\r\n", "▁", " ▁", "'", "'s", " 's", "a" * 300]
+    while len(texts) < count:
+        if rnd.random() < 0.3:
+            texts.append("".join(rnd.choice(rnd.choice(pools))
+                                 for _ in range(rnd.randint(1, 12))))
+        else:
+            texts.append("".join(rnd.choice(WORDS) + rnd.choice(SPACES)
+                                 for _ in range(rnd.randint(1, 9))))
+    return texts
+
+
+TEXTS = make_texts()
+CORPUS = [" ".join(random.Random(i).choices(WORDS[:40] + ["the", "cat", "left", "what"] * 5, k=8))
+          for i in range(400)]
+
+
+# ---------------------------------------------------------------------- vocabularies to test with
+
+
+def charsmap():
+    """A table like SentencePiece's nmt_nfkc: NFKC, composition, white space, no controls."""
+    table = {chr(c): " " for c in (9, 10, 12, 13, 0x85, 0x200B, 0x2028, 0x2029, 0xFEFF)}
+    table |= {chr(c): "" for c in (*range(1, 9), *range(14, 32), 0x7F, 0xAD)}
+    for a, b in RANGES:
+        for char in assigned(max(a, 0x80), b):
+            new = unicodedata.normalize("NFKC", char)
+            if new != char:
+                table.setdefault(char, new)
+            split = unicodedata.normalize("NFD", char)
+            if split != char and len(split) == 2:
+                table.setdefault(split, unicodedata.normalize("NFC", split))
+    return table
+
+
+def compile_charsmap(table):
+    """SentencePiece's blob: a double array over UTF-8 and the replacements, built greedily."""
+    texts, start_of = b"", {}
+    for new in sorted(set(table.values())):
+        start_of[new] = len(texts)
+        texts += new.encode() + b"\0"
+    tree = {}
+    for old, new in table.items():
+        node = tree
+        for byte in old.encode():
+            node = node.setdefault(byte, {})
+        node[0] = start_of[new]                            # the end of a key is byte 0
+    units, used = {0: 0}, {0}
+    free, queue = 1, [(0, tree)]
+    while queue:
+        place, node = queue.pop(0)
+        # An offset of 2^8 or more that is a multiple of it can be written in the wide form.
+        base = free
+        while any(base ^ byte in used for byte in node):
+            base += 1
+        free = base if len(node) > 1 else free
+        offset = place ^ base
+        wide = offset >= 256 and offset % 256 == 0
+        units[place] |= (offset >> 8) << 10 | 0x200 if wide else offset << 10
+        units[place] |= 0x100 if 0 in node else 0
+        for byte, child in node.items():
+            used.add(base ^ byte)
+            if byte:
+                units[base ^ byte] = byte
+                queue.append((base ^ byte, child))
+            else:
+                units[base] = child | 1 << 31
+    size = max(units) + 1
+    trie = struct.pack(f"<{size}I", *(units.get(i, 0) for i in range(size)))
+    assert any(unit & 0x200 for unit in units.values())
+    return base64.b64encode(struct.pack("<I", len(trie)) + trie + texts).decode()
+
+
+def added(i, content, **other):
+    return dict(id=i, content=content, single_word=False, lstrip=False, rstrip=False,
+                normalized=False, special=True) | other
+
+
+METASPACE = dict(type="Metaspace", replacement="▁", prepend_scheme="always", split=True)
+WHITE_METASPACE = dict(type="Sequence", pretokenizers=[dict(type="WhitespaceSplit"), METASPACE])
+TEMPLATE = dict(type="TemplateProcessing", pair=[],
+                single=[{"Sequence": {"id": "A", "type_id": 0}},
+                        {"SpecialToken": {"id": "</s>", "type_id": 0}}],
+                special_tokens={"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}})
+TEMPLATE["pair"] = TEMPLATE["single"] + [{"Sequence": {"id": "B", "type_id": 1}}]
+
+
+@pytest.fixture(scope="session")
+def t5_json():
+    """A tokenizer.json as T5's: charsmap, unigram model, a hundred <extra_id_n> at the end."""
+    lib = tokenizers.Tokenizer(models.Unigram())
+    lib.pre_tokenizer = pre_tokenizers.Metaspace()
+    lib.train_from_iterator(CORPUS, trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=SPECIAL["t5"], unk_token="<unk>", show_progress=False))
+    spec = json.loads(lib.to_str())
+    vocab = spec["model"]["vocab"]
+    vocab += [[f"<extra_id_{i}>", 0.0] for i in range(99, -1, -1)]
+    return spec | dict(
+        added_tokens=[added(i, t) for i, (t, _) in enumerate(vocab)
+                      if t in SPECIAL["t5"] or t.startswith("<extra_id_")],
+        normalizer=dict(type="Precompiled", precompiled_charsmap=compile_charsmap(charsmap())),
+        pre_tokenizer=WHITE_METASPACE, post_processor=TEMPLATE, decoder=METASPACE)
+
+
+@pytest.fixture(scope="session")
+def bart_json():
+    """A tokenizer.json as BART's: <mask> swallows the spaces in front of it."""
+    lib = tokenizers.Tokenizer(models.BPE())
+    lib.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    lib.decoder = decoders.ByteLevel()
+    lib.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), True, False)
+    lib.train_from_iterator(CORPUS, trainers.BpeTrainer(
+        vocab_size=600, special_tokens=SPECIAL["bart"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    spec = json.loads(lib.to_str())
+    spec["added_tokens"][4]["lstrip"] = True
+    return spec
+
+
+VARIANTS = {
+    "t5": {},
+    "t5 metaspace only": dict(pre_tokenizer=METASPACE),
+    "t5 unsplit": dict(pre_tokenizer=METASPACE | dict(split=False)),
+    "t5 plain": dict(normalizer=None),
+    "t5 steps": dict(normalizer=dict(type="Sequence", normalizers=[
+        dict(type="NFKC"), dict(type="Lowercase"),
+        dict(type="Strip", strip_left=False, strip_right=True),
+        dict(type="Replace", pattern=dict(Regex=" {2,}"), content="▁"),
+        dict(type="Replace", pattern=dict(String="."), content="\\1")])),
+    "bart": {},
+}
+
+
+def write(folder, spec):
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(spec), encoding="utf-8")
+    return folder
+
+
+def both(folder, spec):
+    write(folder, spec)
+    return tokenizer.load(folder), tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(params=VARIANTS)
+def pair(request, tmp_path, t5_json, bart_json):
+    base = t5_json if request.param.startswith("t5") else bart_json
+    return both(tmp_path / "it", base | VARIANTS[request.param])
+
+
+def assert_same(ours, lib, texts):
+    wrong = [t for t, e in zip(texts, lib.encode_batch(texts)) if ours.encode(t) != e.ids]
+    assert not wrong, (len(wrong), ascii(wrong[0]), ours.encode(wrong[0]), lib.encode(wrong[0]).ids)
+
+
+# ------------------------------------------------------------------------------ against the library
+
+
+def test_ids_equal_the_library_on_2500_texts(pair):
+    ours, lib = pair
+    assert_same(ours, lib, TEXTS)
+    assert_same(ours, lib, TEXTS)                          # from the cache
+    assert len(ours) == lib.get_vocab_size()
+    assert [ours.pad_id, ours.eos_id, ours.unk_id] == list(
+        map(lib.token_to_id, ("<pad>", "</s>", "<unk>")))
+
+
+def test_decoding_equals_the_library(pair):
+    ours, lib = pair
+    rnd = random.Random(1)
+    rows = [ours.encode(text) for text in TEXTS]
+    rows += [[rnd.randrange(len(ours)) for _ in range(8)] for _ in range(2000)]
+    for skip in (True, False):
+        wrong = [row for row in rows if ours.decode(row, skip) != lib.decode(row, skip)]
+        assert not wrong, wrong[0]
+    assert ours.decode(torch.tensor(rows[20])) == lib.decode(rows[20])
+
+
+def test_bart_gives_every_text_back(tmp_path, bart_json):
+    ours, _ = both(tmp_path, bart_json)
+    texts = [t for t in TEXTS if "<" not in t]
+    assert [ours.decode(ours.encode(t)) for t in texts] == texts
+
+
+def test_truncation_and_padding_equal_the_library(pair):
+    ours, lib = pair
+    texts = [t for t in TEXTS if len(t) > 20][:200]
+    lib.enable_padding(pad_id=ours.pad_id, pad_token="<pad>")
+    for max_length in (None, 3, 7, 1000):
+        if max_length:
+            lib.enable_truncation(max_length)
+        batch = ours.batch(texts, max_length)
+        assert batch.dtype == torch.long
+        assert batch.tolist() == [e.ids for e in lib.encode_batch(texts)]
+    assert ours.batch([]).shape == (0, 0)
+    assert ours.encode("a long text", 2)[-1] == ours.eos_id
+    with pytest.raises(ValueError, match="max_length = 0"):
+        ours.encode("a", 0)
+
+
+def test_every_character_is_split_as_the_library_splits(bart_json, tmp_path):
+    ours, lib = both(tmp_path, bart_json)
+    for start in range(0, 0x20000, 0x800):
+        if 0x3800 <= start < 0xA000 or 0xB000 <= start < 0xD000:
+            continue                                       # Han and Hangul: letters all alike
+        text = "".join(f"a{c}1 {c}.{c} '{c}" for c in assigned(start, start + 0x800))
+        words = ["".join(tokenizer.BYTES[b] for b in word.encode()) for word in ours.words(text)]
+        assert words == [w for w, _ in lib.pre_tokenizer.pre_tokenize_str(text)], hex(start)
+
+
+def test_every_cluster_is_replaced_as_the_library_replaces(t5_json, tmp_path):
+    ours, lib = both(tmp_path, t5_json)
+    for char in assigned(1, 0x3400) + assigned(0xA000, 0xAC00) + assigned(0xF900, 0x20000):
+        for text in (char, f"ª{char}x", f"{char}\u0301", f"\u0600{char}\u0301", f"{char}ª\u0301"):
+            assert ours.normalize(text) == lib.normalizer.normalize_str(text), ascii(text)
+
+
+def test_sentencepieces_own_table(t5_json, tmp_path):
+    """nmt_nfkc itself, which T5 was published with; runs where sentencepiece is installed."""
+    spm = pytest.importorskip("sentencepiece")
+    proto = spm.SentencePieceNormalizer(rule_name="nmt_nfkc").serialized_model_proto()
+    # The table is the longest field (tag 2, bytes) of the model's normaliser: its length, then it.
+    at = proto.index(b"\x0a\x08nmt_nfkc\x12") + 11
+    size = shift = 0
+    while True:
+        size |= (proto[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if proto[at - 1] < 128:
+            break
+    blob = base64.b64encode(proto[at:at + size]).decode()
+    ours, lib = both(tmp_path, t5_json | dict(
+        normalizer=dict(type="Precompiled", precompiled_charsmap=blob)))
+    assert size > 200_000 and ours.normalize("ﬁ①") == "fi1"
+    assert_same(ours, lib, TEXTS)
+    rnd, pool = random.Random(2), assigned(1, 0x3400) + assigned(0xF900, 0x20000)
+    for text in ["".join(rnd.choices(pool, k=5)) for _ in range(20_000)]:
+        assert ours.normalize(text) == lib.normalizer.normalize_str(text), ascii(text)
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_flags_of_added_tokens(kind, tmp_path, t5_json, bart_json):
+    spec = json.loads(json.dumps(t5_json if kind == "t5" else bart_json))
+    n = tokenizers.Tokenizer.from_str(json.dumps(spec)).get_vocab_size()
+    spec["added_tokens"] += [
+        added(n, "<l>", lstrip=True), added(n + 1, "<r>", rstrip=True),
+        added(n + 2, "<lr>", lstrip=True, rstrip=True), added(n + 3, "<l><r>"),
+        added(n + 4, "ＮＯＲＭ", normalized=True, special=False, lstrip=True),
+        added(n + 5, "plain", special=False), added(n + 6, "<\u0301", normalized=True)]
+    ours, lib = both(tmp_path, spec)
+    rnd = random.Random(3)
+    parts = ["<l>", "<r>", "<lr>", "<l><r>", "ＮＯＲＭ", "NORM", "plain", "<\u0301", "<mask>",
+             "<s>", "a", "\u00e9"]
+    gaps = ["", " ", "\n\u3000 ", "\x1c"]
+    texts = ["".join(rnd.choice(parts) + rnd.choice(gaps) for _ in range(5)) for _ in range(2000)]
+    assert_same(ours, lib, texts)
+    for row in [ours.encode(text) for text in texts[:300]]:
+        assert ours.decode(row) == lib.decode(row)
+
+
+def test_bart_files_of_both_kinds_give_the_same_ids(tmp_path, bart_json):
+    ours, lib = both(tmp_path / "json", bart_json)
+    old = tmp_path / "old"
+    old.mkdir()
+    lib.model.save(str(old))                               # vocab.json and merges.txt
+    assert not (old / "tokenizer.json").exists()
+    as_text = json.loads(json.dumps(bart_json))
+    as_text["model"]["merges"] = [" ".join(m) for m in bart_json["model"]["merges"]]
+    as_pairs = json.loads(json.dumps(bart_json))
+    as_pairs["model"]["merges"] = [list(m.split(" ")) for m in as_text["model"]["merges"]]
+    wanted = [ours.encode(text) for text in TEXTS]
+    for tok in (tokenizer.load(old), tokenizer.load(write(tmp_path / "text", as_text)),
+                tokenizer.load(write(tmp_path / "pairs", as_pairs))):
+        assert [tok.encode(text) for text in TEXTS] == wanted
+        assert (tok.bos_id, tok.pad_id, tok.eos_id, tok.unk_id, len(tok)) == (0, 1, 2, 3, len(ours))
+
+
+def test_transformers_reads_the_same_folders(tmp_path, bart_json, t5_json):
+    transformers = pytest.importorskip("transformers")
+    texts = [t for t in TEXTS if "<mask>" not in t]        # it loses <mask>'s lstrip on loading
+    ours, lib = both(tmp_path / "bart", bart_json)
+    theirs = transformers.BartTokenizerFast.from_pretrained(tmp_path / "bart")
+    assert [ours.encode(t) for t in texts] == theirs(texts)["input_ids"]
+    ours, _ = both(tmp_path / "t5", t5_json | dict(normalizer=None))   # nor does it keep a charsmap
+    theirs = transformers.T5TokenizerFast.from_pretrained(tmp_path / "t5")
+    assert [ours.encode(t) for t in texts] == theirs(texts)["input_ids"]
+
+
+# ------------------------------------------------------------------------------------ by hand
+
+
+def unigram(vocab, **other):
+    vocab = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], *vocab]
+    return dict(model=dict(type="Unigram", unk_id=2, vocab=vocab), pre_tokenizer=METASPACE) | other
+
+
+def test_viterbi_by_hand(tmp_path):
+    """▁ab: -1 -2.5 = -3.5 as ▁ + ab, -3 -1 = -4 as ▁a + b. x, y are unknown, and become one."""
+    tok = tokenizer.load(write(tmp_path, unigram(
+        [["▁", -1.0], ["ab", -2.5], ["▁a", -3.0], ["b", -1.0]])))
+    assert tok.encode("ab") == [3, 4, 1]
+    assert tok.encode("ab b") == [3, 4, 3, 6, 1]
+    assert tok.encode("xyb") == [3, 2, 6, 1]
+    assert tok.encode("") == [1]
+    assert tok.decode([3, 4, 3, 6, 1]) == "ab b</s>"       # the file names no special token
+    assert (tok.bos_id, tok.pad_id, tok.unk_id, len(tok)) == (None, 0, 2, 7)
+
+
+def test_bpe_by_hand(tmp_path):
+    """Ranks decide: "bc" was learned first, so "abc" is a + bc, although "ab" is known too."""
+    vocab = {t: i for i, t in enumerate([*SPECIAL["bart"], *tokenizer.BYTES, "bc", "ab", "Ġa"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nb c\na b\nĠ a\n", encoding="utf-8")
+    tok = tokenizer.load(tmp_path)
+    assert tok.encode("abc ab") == [0, vocab["a"], vocab["bc"], vocab["Ġ"], vocab["ab"], 2]
+    assert tok.encode("a <mask>") == [0, vocab["a"], 4, 2]
+    assert [tokenizer.BYTES[b] for b in (32, 10, 65, 0xAD, 0xFF)] == ["Ġ", "Ċ", "A", "Ń", "ÿ"]
+    assert tok.decode([vocab[tokenizer.BYTES[0xC3]], vocab["a"]]) == "\ufffda"
+
+
+def test_a_word_is_cut_once_and_the_memory_is_bounded(pair, monkeypatch):
+    ours, _ = pair
+    wanted = [ours.encode(text) for text in TEXTS[:300]]
+    cut, calls = ours.segment, []
+    monkeypatch.setattr(ours, "segment", lambda word: calls.append(word) or cut(word))
+    assert [ours.encode(text) for text in TEXTS[:300]] == wanted and not calls
+    monkeypatch.setattr(tokenizer, "CACHE", 5)
+    ours.cache.clear()
+    assert [ours.encode(text) for text in TEXTS[:300]] == wanted
+    assert calls and len(ours.cache) <= 5
+
+
+# -------------------------------------------------------------------------------------- errors
+
+
+def test_decoding_names_an_unknown_id(pair):
+    ours, _ = pair
+    for wrong in (len(ours), -100):
+        with pytest.raises(ValueError, match=f"id {wrong} is not in the vocabulary of {len(ours)}"):
+            ours.decode([5, wrong])
+
+
+def test_missing_files_are_named(tmp_path):
+    for present in (None, "vocab.json", "merges.txt"):
+        folder = tmp_path / str(present)
+        folder.mkdir()
+        if present:
+            (folder / present).write_text("{}")
+        with pytest.raises(FileNotFoundError, match="neither tokenizer.json nor vocab.json with"):
+            tokenizer.load(folder)
+
+
+T5_FAULTS = {
+    "model": (dict(type="WordPiece"), "type = 'WordPiece' is not supported"),
+    "normalizer": (dict(type="Nmt"), "normalizer 'Nmt' is not supported"),
+    "pre_tokenizer": (dict(type="Whitespace"), "pre_tokenizer Whitespace is not supported"),
+    "decoder": (dict(type="WordPiece"), "type = 'WordPiece' is not supported"),
+    "post_processor": (dict(type="RobertaProcessing", cls=["<s>", 0], sep=["</s>", 1]),
+                       r"gives \['<s>', 'A', '</s>'\] instead of \['A', '</s>'\]"),
+    "added_tokens": ([added(9, "x", single_word=True)], "single_word = True is not supported"),
+}
+
+
+@pytest.mark.parametrize("field", T5_FAULTS)
+def test_unknown_settings_are_refused(field, tmp_path, t5_json):
+    value, message = T5_FAULTS[field]
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*{message}.*: use the files of"):
+        tokenizer.load(write(tmp_path, t5_json | {field: value}))
+
+
+@pytest.mark.parametrize("spec, message", [
+    ({}, "malformed .*'model'"),
+    ([1], "malformed"),
+    (dict(model=dict(type="Unigram")), "malformed .*'vocab'"),
+    (unigram([["a"]]), r"vocab\[3\] = \['a'\] is not a"),
+    (unigram([["a", "much"]]), r"vocab\[3\] = \['a', 'much'\] is not a"),
+    (unigram([["a", -1.0]], pre_tokenizer=None), "malformed"),
+    (unigram([["a", -1.0]], pre_tokenizer=METASPACE | dict(prepend_scheme="first")),
+     "prepend_scheme = 'first' is not supported, only 'always'"),
+    (unigram([["a", -1.0]], added_tokens=[dict(content="x", id="7")]), "not a whole number"),
+    (unigram([["a", -1.0]], normalizer=dict(type="Precompiled", precompiled_charsmap="AAAA")),
+     "precompiled_charsmap is cut short"),
+    (unigram([["a", -1.0]], normalizer=dict(type="Precompiled", precompiled_charsmap="?")),
+     "malformed"),
+    (unigram([["a", -1.0]], normalizer=dict(type="Replace", pattern=dict(Regex="("), content="")),
+     "malformed"),
+    (dict(model=dict(type="Unigram", unk_id=0, vocab=[["<pad>", 0.0]]), pre_tokenizer=METASPACE),
+     "the vocabulary lacks </s> <unk>"),
+])
+def test_malformed_files_are_named(spec, message, tmp_path):
+    with pytest.raises(ValueError, match=rf"tokenizer\.json: .*({message}).*: use the files of"):
+        tokenizer.load(write(tmp_path, spec))
+
+
+def test_malformed_bart_files_are_named(tmp_path):
+    vocab = {t: i for i, t in enumerate([*SPECIAL["bart"], *tokenizer.BYTES])}
+    for fault, merges, message in [
+            (vocab, "a b\n", r"merge 0 \('a b'\) is not of two tokens"),
+            (vocab, "a b c\n", r"merge 0 \('a b c'\) is not of two tokens"),
+            ({t: i for t, i in vocab.items() if t != "Ġ"}, "", "the bytes 0x20 have no token"),
+            ({t: i for t, i in vocab.items() if t != "<mask>"}, "", "malformed .*<mask>")]:
+        (tmp_path / "vocab.json").write_text(json.dumps(fault), encoding="utf-8")
+        (tmp_path / "merges.txt").write_text(merges, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"vocab\.json: ({message})"):
+            tokenizer.load(tmp_path)
+    (tmp_path / "vocab.json").write_text('{"a": ', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vocab\.json: malformed \(JSONDecodeError"):
+        tokenizer.load(tmp_path)
