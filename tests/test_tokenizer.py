@@ -22,7 +22,7 @@ café cafe\u0301 naïve Ångström A\u030angstro\u0308m ﬁne ﬁ\u0301 ª\u0301
 １２３ ١٢٣ ४५६ Ⅷ 〇 ① 😀 👨\u200d👩\u200d👧 👍🏽 🇫🇷🇩🇪 ©\u200d® snake_case _ __init__ e-mail@x.org
 ... ?! “quoted” ‘ ’ -- \u00ad \u200b \ufeff \u2028 \x00 \x01\u0301 \x1c \x1f \x7f \x85 ▁ ▁▁a a▁b
 <extra_id_0> <extra_id_12> <mask> <s> </s> <pad> <unk> <mask <extra_id_0 ＜extra_id_0＞ ＜ｐａｄ＞
-ſt ǆ ß İ Σς ﷺ ﷽ 𝒳𝔘 𐍈 𠮷""".replace("\n", " ").split(" ")
+ſt ǆ ß İ Σς ΑΣ Q\u0301 ﷺ ﷽ 𝒳𝔘 𐍈 𠮷""".replace("\n", " ").split(" ")
 SPACES = [" "] * 8 + ["  ", "   ", "\u00a0", "\u3000", "\t", "\n", "\r\n", "\r", "\u2003",
                       "\u202f", "\u1680", "\x85", "\u200b", "\u200d", "", " ▁"]
 RANGES = [(0, 0x250), (0x300, 0x370), (0x370, 0x600), (0x600, 0x800), (0x900, 0xE00),
@@ -62,6 +62,7 @@ CORPUS = [" ".join(random.Random(i).choices(WORDS[:40] + ["the", "cat", "left", 
 def charsmap():
     """A table like SentencePiece's nmt_nfkc: NFKC, composition, white space, no controls."""
     table = {chr(c): " " for c in (9, 10, 12, 13, 0x85, 0x200B, 0x2028, 0x2029, 0xFEFF)}
+    table["Q"] = "q"                                       # case folding, as in nmt_nfkc_cf
     table |= {chr(c): "" for c in (*range(1, 9), *range(14, 32), 0x7F, 0xAD)}
     for a, b in RANGES:
         for char in assigned(max(a, 0x80), b):
@@ -201,6 +202,8 @@ def test_ids_equal_the_library_on_2500_texts(pair):
     ours, lib = pair
     assert_same(ours, lib, TEXTS)
     assert_same(ours, lib, TEXTS)                          # from the cache
+    for text in TEXTS if lib.normalizer else ():
+        assert ours.normalize(text) == lib.normalizer.normalize_str(text), ascii(text)
     assert len(ours) == lib.get_vocab_size()
     assert [ours.pad_id, ours.eos_id, ours.unk_id] == list(
         map(lib.token_to_id, ("<pad>", "</s>", "<unk>")))
@@ -251,8 +254,9 @@ def test_every_character_is_split_as_the_library_splits(bart_json, tmp_path):
 
 def test_every_cluster_is_replaced_as_the_library_replaces(t5_json, tmp_path):
     ours, lib = both(tmp_path, t5_json)
-    for char in assigned(1, 0x3400) + assigned(0xA000, 0xAC00) + assigned(0xF900, 0x20000):
-        for text in (char, f"ª{char}x", f"{char}\u0301", f"\u0600{char}\u0301", f"{char}ª\u0301"):
+    for char in assigned(1, 0x3400) + assigned(0xA000, 0xAC00) + assigned(0xF900, 0xE01F0):
+        for text in (char, f"ª{char}Q{char}x", f"{char}\u0301", f"\u0600{char}\u0301",
+                     f"{char}ª\u0301"):
             assert ours.normalize(text) == lib.normalizer.normalize_str(text), ascii(text)
 
 
@@ -286,7 +290,8 @@ def test_flags_of_added_tokens(kind, tmp_path, t5_json, bart_json):
         added(n, "<l>", lstrip=True), added(n + 1, "<r>", rstrip=True),
         added(n + 2, "<lr>", lstrip=True, rstrip=True), added(n + 3, "<l><r>"),
         added(n + 4, "ＮＯＲＭ", normalized=True, special=False, lstrip=True),
-        added(n + 5, "plain", special=False), added(n + 6, "<\u0301", normalized=True)]
+        added(n + 5, "plain", special=False), added(n + 6, "<\u0301", normalized=True),
+        added(n + 7, "<l>a", normalized=True)]
     ours, lib = both(tmp_path, spec)
     rnd = random.Random(3)
     parts = ["<l>", "<r>", "<lr>", "<l><r>", "ＮＯＲＭ", "NORM", "plain", "<\u0301", "<mask>",
@@ -344,6 +349,22 @@ def test_viterbi_by_hand(tmp_path):
     assert tok.encode("") == [1]
     assert tok.decode([3, 4, 3, 6, 1]) == "ab b</s>"       # the file names no special token
     assert (tok.bos_id, tok.pad_id, tok.unk_id, len(tok)) == (None, 0, 2, 7)
+
+
+@pytest.mark.parametrize("text, vocab, pieces, split", [
+    ("xab", [["ab", -1.0], ["b", -6.0], ["xa", -30.0]], ["▁", "xa", "b"], True),
+    ("xab", [["ab", -1.0], ["b", -13.0], ["xa", -30.0]], ["▁", "<unk>", "ab"], True),
+    ("abc", [["a", -3.0], ["ab", -2.0], ["bc", -3.0], ["c", -4.0]], ["▁", "a", "bc"], True),
+    ("a b", [["a", -3.0], ["b", -3.0], ["a▁b", -1.0]], ["▁", "a", "▁", "b"], True),
+    ("a b", [["a", -3.0], ["b", -3.0], ["a▁b", -1.0]], ["▁", "a▁b"], False),
+], ids=["30 + 6 < 40 + 1", "30 + 13 > 40 + 1", "tie: the first", "split", "unsplit"])
+def test_paths_by_hand_and_by_the_library(text, vocab, pieces, split, tmp_path):
+    """An unknown character costs the worst piece's score and 10 more."""
+    ours, lib = both(tmp_path, unigram([["▁", -1.0], *vocab], version="1.0", added_tokens=[],
+                                       pre_tokenizer=METASPACE | dict(split=split)))
+    wanted = [ours.ids[piece] for piece in pieces]
+    assert ours.encode(text) == [*wanted, 1]
+    assert lib.encode(text).ids == wanted
 
 
 def test_bpe_by_hand(tmp_path):
