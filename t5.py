@@ -109,9 +109,8 @@ def read_config(folder: str | Path) -> Config:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: a language model's folder holds config.json, "
                                 "model.safetensors and its tokenizer's files")
-    c, extra = read_json(path), path.with_name("generation_config.json")
-    if extra.is_file():
-        c |= {k: v for k, v in read_json(extra).items() if v is not None}
+    files = [path, path.with_name("generation_config.json")]
+    c = {k: v for f in files if f.is_file() for k, v in read_json(f).items() if v is not None}
     try:
         kind = known(c, "model_type", {"t5": _t5_config, "bart": _bart_config}, None)
         return kind(c)
@@ -162,7 +161,8 @@ def _bart_config(c: dict) -> Config:
     for field in ("attention_heads", "ffn_dim"):
         if c[f"encoder_{field}"] != c[f"decoder_{field}"]:
             raise Unsupported(f"encoder_{field} and decoder_{field} differ; here they are one")
-    known(c, "scale_embedding", {False: None}, False)           # true in mBART
+    for field in ("scale_embedding", "normalize_before", "add_final_layer_norm"):
+        known(c, field, {False: None}, False)                   # true in mBART
     activation = c.get("activation_function", "gelu")
     known(c, "activation_function", ACTIVATIONS, "gelu")
     return Config(

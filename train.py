@@ -22,6 +22,7 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import nn
@@ -68,6 +69,7 @@ class Config:
     control: str = ""                    # blind: pictures shuffled among the examples;
     #                                      random-lm, random-clip: without pre-trained weights
     log_every: int = 50                  # steps
+    save_every: int = 500                # steps, and at the end of an epoch
 
 
 # (data, dialect) -> row -> (lr, batch, epochs, task names in the text); "" is every other row.
@@ -81,7 +83,11 @@ RECIPES = {
 
 
 def is_world(config: Config) -> bool:
-    return Path(config.data) == Path(WORLD)
+    return config.data == WORLD or (Path(config.data) / "world.json").is_file()
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def resolve(config: Config) -> Config:
@@ -89,7 +95,8 @@ def resolve(config: Config) -> Config:
     def one_of(name: str, allowed) -> None:
         value = getattr(config, name)
         if value not in allowed:
-            raise ValueError(f"--{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+            raise ValueError(f"{flag(name)} is {value!r}; allowed are "
+                             f"{', '.join(map(repr, allowed))}")
 
     names = config.tasks.split(",")
     if bad := [t for t in names if t not in data.TASKS]:
@@ -97,9 +104,9 @@ def resolve(config: Config) -> Config:
     one_of("boxes", ("grid", "zero"))
     one_of("precision", ("fp32", "bf16"))
     one_of("control", CONTROLS)
-    for name in ("epochs", "batch", "lr", "beams", "log_every", "clip_norm"):
+    for name in ("epochs", "batch", "lr", "beams", "log_every", "save_every", "clip_norm"):
         if getattr(config, name) is not None and getattr(config, name) <= 0:
-            raise ValueError(f"--{name} is {getattr(config, name)}; it must be positive")
+            raise ValueError(f"{flag(name)} is {getattr(config, name)}; it must be positive")
     c = t5.read_config(config.lm)
     one_of("method", adapters.methods(c.rms))
     rows = RECIPES["world" if is_world(config) else "image", "t5" if c.rms else "bart"]
@@ -116,15 +123,16 @@ def resolve(config: Config) -> Config:
 
 def prepare(config: Config) -> clip_encoder.Features:
     """Writes the built-in data set and extracts the pictures' features, each of them once."""
-    if is_world(config):
+    if config.data == WORLD:
         world.write(WORLD)
-    name = "random-clip" if config.control == "random-clip" else Path(config.clip).name
-    packed = Path(config.data) / "features" / f"{name}.safetensors"
+    tower = clip_encoder.load(config.clip)
+    if config.control == "random-clip":
+        torch.manual_seed(0)
+        tower = clip_encoder.randomized(tower)
+    # The fingerprint of the weights in the name: features of another tower are never mistaken.
+    name = f"{Path(config.clip).stem}-{clip_encoder.fingerprint(tower)}.safetensors"
+    packed = Path(config.data) / "features" / name
     if not packed.exists():
-        tower = clip_encoder.load(config.clip)
-        if config.control == "random-clip":
-            torch.manual_seed(0)
-            tower = clip_encoder.randomized(tower)
         clip_encoder.extract(tower, config.images, packed, device=config.device)
     return clip_encoder.Features(packed)
 
@@ -244,7 +252,7 @@ def load_last(out: Path, m: VLModel, optimizer: torch.optim.Optimizer) -> int:
     """Puts last/ back and returns the step to go on from."""
     if not (out / "last" / "step.json").is_file():
         raise FileNotFoundError(f"{out}/last is missing: there is nothing to resume; start afresh")
-    state = weights.read(out / "last")
+    state = weights.read(out / "last" / "state.safetensors")
     parts = defaultdict(dict)
     for key in state:
         kind, name = key.split("/")
@@ -289,7 +297,9 @@ def train(m: VLModel, tok, features, config: Config, resume: bool = False) -> No
     per_epoch = data.steps_per_epoch(examples, config.batch)
     total = per_epoch * config.epochs
     first = load_last(out, m, optimizer) if resume else 0
-    log = open(out / "log.jsonl", "a" if resume else "w")
+    lines = (out / "log.jsonl").read_text().splitlines(True) if resume else []
+    log = open(out / "log.jsonl", "w")
+    log.writelines(line for line in lines if json.loads(line)["step"] <= first)
     losses, started = defaultdict(list), time.time()
     bar = tqdm(total=total, initial=first, desc=f"train {config.method}")
     for epoch in range(first // per_epoch, config.epochs):
@@ -317,7 +327,8 @@ def train(m: VLModel, tok, features, config: Config, resume: bool = False) -> No
                 print(json.dumps(line | {"loss": mean}), file=log, flush=True)
                 bar.set_postfix({t: f"{v:.2f}" for t, v in mean.items()})
                 losses.clear()
-        save_last(out, m, optimizer, (epoch + 1) * per_epoch)
+            if (step + 1) % config.save_every == 0 or (step + 1) % per_epoch == 0:
+                save_last(out, m, optimizer, step + 1)
     bar.close()
     log.close()
     weights.write(out / "adapter.safetensors", m.trained(),
@@ -330,9 +341,10 @@ def parse(argv: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
     """The command line, made from Config's fields."""
     parser = argparse.ArgumentParser(description="Train and test a method.")
     for f in fields(Config):
-        kind = {"int": int, "float": float, "bool": yes_or_no}.get(str(f.type).split(" |")[0], str)
-        parser.add_argument(f"--{f.name}", type=kind, default=f.default, metavar=kind.__name__,
-                            help=f"default {f.default!r}" if f.default is not None else "by recipe")
+        kind = (get_args(f.type) or (f.type,))[0]                # int | None -> int
+        parser.add_argument(flag(f.name), type=yes_or_no if kind is bool else kind,
+                            default=f.default, metavar=kind.__name__,
+                            help="by recipe" if f.default is None else f"default {f.default!r}")
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with")
     parser.add_argument("--test", metavar="RUN", help="run folder to test again")
     args = parser.parse_args(argv)

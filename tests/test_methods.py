@@ -228,8 +228,10 @@ def test_formula(row, kind):
 def test_start(row, kind):
     """The papers' first step: BART's weights N(0, 0.02) with G near 1/2; T5's VL-PET exactly at
     0.3 G h with G = 1/2 (middleY 1), its adapters by PyTorch's law."""
+    law = torch.Generator().manual_seed(0)
     for _, tune in sites(row, kind):
-        h, x = (torch.randn(2, 5, d).double() for d in (tune.net.up.out_features, 32))
+        h, x = (torch.randn(2, 5, d, generator=law).double()
+                for d in (tune.net.up.out_features, 32))
         out, gated = tune(h, x, None), tune.gate
         share = 1.0 if gated is None else 1.0 if row == "vlpet-middleY" else 0.5
         down = tune.net.down
@@ -242,8 +244,7 @@ def test_start(row, kind):
             torch.testing.assert_close(out, share * h, atol=1e-12, rtol=0)
         else:
             assert 0.015 < down.weight.std() < 0.025 and not down.bias.any()
-            torch.testing.assert_close(out, share * h, atol=0.25, rtol=0)
-            assert not torch.equal(out, share * h)
+            assert 0 < (out - share * h).abs().mean() < 0.1
 
 
 def test_reduction():

@@ -157,12 +157,12 @@ def test_decoding_settings_come_from_the_model():
 def test_beam_search_by_hand():
     """Four words (0 start and pad, 1 end, 2 a, 3 b), two beams, a step known by heart.
 
-    p(a) 0.6, p(b) 0.3, p(end) 0.1 at first; behind a: end 0.2, a 0.4, b 0.4; behind b: end 0.9.
-    Scores are sum(log p) / length with the start counted and the end not:
-    b, end: log(0.3 * 0.9) / 2 = -0.655;  a, a or a, b cut at 3: log(0.6 * 0.4) / 3 = -0.476.
+    First p(a) 0.5, p(b) 0.4, p(end) 0.1; behind a: a 0.5, b 0.4, end 0.1; behind b: end 0.92.
+    Scores are sum(log p) / length with the start counted and the end not, so cut at 3
+    a, a: log(0.5 * 0.5) / 3 = -0.462 wins over b, end: log(0.4 * 0.92) / 2 = -0.500.
     """
-    after = torch.tensor([[1e-9, 0.1, 0.6, 0.3], [0.25] * 4,
-                          [1e-9, 0.2, 0.41, 0.39], [1e-9, 0.9, 0.05, 0.05]]).log()
+    after = torch.tensor([[1e-9, 0.1, 0.5, 0.4], [0.25] * 4,
+                          [1e-9, 0.1, 0.5, 0.4], [1e-9, 0.92, 0.04, 0.04]]).log()
     c = SimpleNamespace(pad=0, eos=1, force_eos=False)
 
     def search(max_length, early):
@@ -170,5 +170,5 @@ def test_beam_search_by_hand():
                                  torch.zeros(1, 1, dtype=torch.long), c, max_length, 0, 2,
                                  early).tolist()
     assert search(3, False) == [[0, 2, 2]]
-    c.force_eos = True       # only "end" at the last place, with probability 1: log(0.6) / 2 wins
+    c.force_eos = True       # only "end" at the last place, with probability 1: log(0.5) / 2 wins
     assert search(3, False) == [[0, 2, 1]]

@@ -183,11 +183,11 @@ def test_config_is_read_in_full(published, tmp_path):
     config = published("bart")[2].config
     assert (config.pad, config.bos, config.eos, config.start) == (1, 0, 2, 2)
     flan(tmp_path)
-    edit_config(tmp_path, dropout_rate=0.3, layer_norm_epsilon=1e-3)
+    edit_config(tmp_path, dropout_rate=0.3, layer_norm_epsilon=1e-3, early_stopping=None)
     (tmp_path / "generation_config.json").write_text(
-        json.dumps({"no_repeat_ngram_size": 3, "early_stopping": True, "eos_token_id": None}))
+        json.dumps({"no_repeat_ngram_size": 3, "eos_token_id": None}))
     c = t5.read_config(tmp_path)
-    assert (c.dropout, c.eps, c.no_repeat_ngram, c.early_stopping) == (0.3, 1e-3, 3, True)
+    assert (c.dropout, c.eps, c.no_repeat_ngram, c.early_stopping) == (0.3, 1e-3, 3, False)
     assert (c.layers, c.d_kv, c.gated, c.tied, c.eos) == ((2, 3), 6, True, False, 1)
     assert t5.load(tmp_path, dropout=0.0).config.dropout == 0
 
@@ -294,6 +294,7 @@ BAD_CONFIGS = {
     r"config.json has no field 'd_kv'": ("t5", {"d_kv": ...}),
     r"config.json has no field 'encoder_ffn_dim'": ("bart", {"encoder_ffn_dim": ...}),
     r"config.json: scale_embedding is True": ("bart", {"scale_embedding": True}),
+    r"config.json: normalize_before is True": ("bart", {"normalize_before": True}),
     r"config.json: activation_function is 'swish'": ("bart", {"activation_function": "swish"}),
     r"config.json: feed_forward_proj is 'gated-silu'": ("t5", {"feed_forward_proj": "gated-silu"}),
     r"config.json: encoder_ffn_dim and decoder_ffn_dim differ": ("bart", {"decoder_ffn_dim": 40}),
