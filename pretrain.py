@@ -513,7 +513,7 @@ def save_lm(model, kind: str, folder: Path, card: dict) -> None:
     """The published layout: config.json, model.safetensors in fp16, the tokenizer's files."""
     c = model.config
     (folder / "config.json").write_text(json.dumps({
-        "model_type": "bart", "d_model": c.d, "vocab_size": c.vocab, "dropout": 0.1,
+        "model_type": "bart", "d_model": c.d, "vocab_size": c.vocab, "dropout": c.dropout,
         "encoder_layers": c.layers[0], "decoder_layers": c.layers[1],
         "encoder_attention_heads": c.heads, "decoder_attention_heads": c.heads,
         "encoder_ffn_dim": c.ffn, "decoder_ffn_dim": c.ffn, "activation_function": c.activation,
@@ -521,7 +521,7 @@ def save_lm(model, kind: str, folder: Path, card: dict) -> None:
         "eos_token_id": c.eos, "decoder_start_token_id": c.start, "is_encoder_decoder": True,
         "no_repeat_ngram_size": c.no_repeat_ngram, "early_stopping": c.early_stopping,
     } if kind == "bart" else {
-        "model_type": "t5", "d_model": c.d, "vocab_size": c.vocab, "dropout_rate": 0.1,
+        "model_type": "t5", "d_model": c.d, "vocab_size": c.vocab, "dropout_rate": c.dropout,
         "num_layers": c.layers[0], "num_decoder_layers": c.layers[1], "num_heads": c.heads,
         "d_kv": c.d_kv, "d_ff": c.ffn, "feed_forward_proj": "gated-gelu",
         "relative_attention_num_buckets": c.buckets,

@@ -519,7 +519,9 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32,
     if config.rms and config.head_scale == 1 and "lm_head.weight" in source:
         config = replace(config, tied=False)        # T5 v1.1, whatever its config calls it
     prefix = "model." if "model.shared.weight" in source else ""
-    model = EncoderDecoder(config).to(dtype)
+    with torch.device("meta"):                       # no random numbers that would be overwritten
+        model = EncoderDecoder(config).to(dtype)
+    model.to_empty(device="cpu")
     if config.positions and "final_logits_bias" not in source:       # BART saved without its head
         source = ChainMap({"final_logits_bias": torch.zeros(1, config.vocab)}, source)
     weights.load(model, source, table(config, prefix), where=str(folder))

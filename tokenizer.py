@@ -9,7 +9,9 @@ Both tokenisers cut text into words, words into pieces, and look the pieces up i
            starts as its UTF-8 bytes, and the best ranked neighbours are merged until no known
            pair is left. Nothing is normalised and nothing is ever unknown: <s>, pieces, </s>
 
-Both cut every word on its own, so a word seen before costs one look-up: that is the speed.
+Both cut every word on its own, so a word seen before costs one look-up: that is the speed. The
+ids are those of the `tokenizers` library; only characters newer than this Python's Unicode tables
+can be split elsewhere.
 
     tok = tokenizer.load("weights/tiny-bart")
     tok.encode("How many cats?"), tok.decode(ids), tok.batch(["one text", "another"])
@@ -271,7 +273,7 @@ SPACED = re.compile(f"{SPACE}[^{SPACE}]*")
 
 
 class Unigram(Tokenizer):
-    """T5's."""
+    """T5's: normalised text -> words that begin with a visible space -> their likeliest cut."""
 
     FRAME = ["A", "</s>"]
 
@@ -349,7 +351,7 @@ WORD_SHADOW = Shadow(word_letter)
 
 
 class BPE(Tokenizer):
-    """BART's."""
+    """BART's: text -> words with the space in front of them -> bytes -> merged bytes."""
 
     FRAME = ["<s>", "A", "</s>"]
 

@@ -254,7 +254,8 @@ def test_every_character_is_split_as_the_library_splits(bart_json, tmp_path):
 
 def test_every_cluster_is_replaced_as_the_library_replaces(t5_json, tmp_path):
     ours, lib = both(tmp_path, t5_json)
-    for char in assigned(1, 0x3400) + assigned(0xA000, 0xAC00) + assigned(0xF900, 0x20000) + assigned(0xE0000, 0xE0200):
+    for char in (assigned(1, 0x3400) + assigned(0xA000, 0xAC00) + assigned(0xF900, 0x20000)
+                 + assigned(0xE0000, 0xE0200)):
         for text in (char, f"ª{char}Q{char}x", f"{char}\u0301", f"\u0600{char}\u0301",
                      f"{char}ª\u0301"):
             assert ours.normalize(text) == lib.normalizer.normalize_str(text), ascii(text)

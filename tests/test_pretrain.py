@@ -1,0 +1,82 @@
+"""The tiny weights: made by working commands, readable by others, and as able as their cards say."""
+import json
+import sys
+from random import Random
+
+import pytest
+import torch
+import transformers
+
+import clip_encoder
+import pretrain
+import t5
+import tokenizer
+import world
+
+LMS = ("bart", "t5")
+
+
+def folder(kind):
+    return pretrain.WEIGHTS / f"tiny-{kind}"
+
+
+def test_all_weights_are_small():
+    assert sum(p.stat().st_size for p in pretrain.WEIGHTS.rglob("*") if p.is_file()) < 15e6
+
+
+@pytest.mark.parametrize("kind", LMS)
+def test_the_world_is_in_the_vocabulary(kind):
+    """Every word is one token, nothing is unknown, and decoding gives the text back."""
+    tok, r = tokenizer.load(folder(kind)), Random(3)
+    for task in world.TASKS:
+        for _ in range(200):
+            item = world.example(task, r, True)
+            for text in (f"{task}: {item.text}".strip(), item.answer, *world.captions(
+                    item.scenes[0], r), ", ".join(world.describe(item.scenes[0]))):
+                ids = tok.encode(text)
+                assert tok.unk_id not in ids and tok.decode(ids) == text
+                assert len(ids) <= len(pretrain.WORD.findall(text)) + 2
+
+
+@pytest.mark.parametrize("kind", LMS)
+def test_transformers_reads_the_same_model(kind):
+    theirs = {"bart": transformers.BartForConditionalGeneration,
+              "t5": transformers.T5ForConditionalGeneration}[kind].from_pretrained(folder(kind)).float()
+    ours, tok = t5.load(folder(kind)), tokenizer.load(folder(kind))
+    ids = tok.batch(["vqa: is there a red star? scene: top large red star", "list: scene: left"])
+    labels = tok.batch(["yes", "top large red star"])
+    with torch.no_grad():
+        want = theirs(input_ids=ids, attention_mask=ids != tok.pad_id,
+                      decoder_input_ids=ours.shift_right(labels)).logits
+        torch.testing.assert_close(ours(ids, labels), want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", LMS)
+def test_a_language_model_reads_as_its_card_says(kind):
+    card = json.loads((folder(kind) / "card.json").read_text())
+    found = pretrain.read_well(t5.load(folder(kind)), pretrain.Reader(folder(kind)), 200)
+    for name, score in found.items():                     # 200 items: about 3.5 points of noise
+        assert abs(score - card["described scenes, % right"][name]) < 12, name
+
+
+def test_clip_sees_as_its_card_says():
+    card = json.loads((folder("clip") / "card.json").read_text())
+    found = pretrain.probe(clip_encoder.load(folder("clip")), 500)
+    for name, share in found.items():
+        assert abs(share - card["linear probe"][name]) < 0.06, name
+
+
+def test_the_commands_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "read_well", lambda *_: {"nothing": 0.0})
+    for kind in LMS:
+        monkeypatch.setattr(sys, "argv", ["pretrain.py", kind, "--steps", "12", "--batch", "8",
+                                          "--out", str(tmp_path / kind)])
+        pretrain.main()
+        assert t5.load(tmp_path / kind).config == t5.load(folder(kind)).config
+    monkeypatch.setattr(pretrain, "probe", lambda *_: {})
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "clip", "--minutes", "0.02", "--out",
+                                      str(tmp_path / "clip")])
+    (tmp_path / "clip").mkdir()
+    pretrain.main()
+    assert clip_encoder.load(tmp_path / "clip").config == \
+        clip_encoder.load(folder("clip")).config
