@@ -481,7 +481,7 @@ def language_model(args) -> None:
                 p.mul_(2.5)
             elif name == "shared.weight":
                 p.mul_(0.3)
-    noise = 0.3 if kind == "bart" else 1.0     # T5's order embedding is N(0, 1): stand that, too
+    noise = 0.3 if kind == "bart" else 0.5     # T5's order embedding is noise of its own
     groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
               {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
@@ -506,7 +506,11 @@ def language_model(args) -> None:
         optimizer.step()
         if (step + 1) % 500 == 0:
             tqdm.write(f"{step + 1} {loss.item():.3f} {read_well(model, reader, 128)}")
-    save_lm(model, kind, folder, read_well(model, reader, 2000))
+    save_lm(model, kind, folder, {
+        "made by": f"python pretrain.py {kind} --steps {args.steps}",
+        "examples seen": f"{args.steps} batches of {args.batch} (dense ones half)",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "described scenes, % right": read_well(model, reader, 2000)})
 
 
 def save_lm(model, kind: str, folder: Path, card: dict) -> None:
@@ -530,7 +534,7 @@ def save_lm(model, kind: str, folder: Path, card: dict) -> None:
         "decoder_start_token_id": c.start, "is_encoder_decoder": True}, indent=1))
     tensors = weights.published(model, t5.table(c))
     weights.write(folder / "model.safetensors", {n: t.half() for n, t in tensors.items()})
-    (folder / "card.json").write_text(json.dumps(card, indent=1))
+    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The tiny weights: made by working commands, readable by others, and as able as their cards say."""
+"""The tiny weights: made by working commands, read by others, as able as their cards say."""
 import json
 import sys
 from random import Random
@@ -41,7 +41,8 @@ def test_the_world_is_in_the_vocabulary(kind):
 @pytest.mark.parametrize("kind", LMS)
 def test_transformers_reads_the_same_model(kind):
     theirs = {"bart": transformers.BartForConditionalGeneration,
-              "t5": transformers.T5ForConditionalGeneration}[kind].from_pretrained(folder(kind)).float()
+              "t5": transformers.T5ForConditionalGeneration}[kind]
+    theirs = theirs.from_pretrained(folder(kind)).float().eval()
     ours, tok = t5.load(folder(kind)), tokenizer.load(folder(kind))
     ids = tok.batch(["vqa: is there a red star? scene: top large red star", "list: scene: left"])
     labels = tok.batch(["yes", "top large red star"])
