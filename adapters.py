@@ -24,7 +24,6 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Context:
     """The one thing passed down beside tensors."""
-    task: Tensor | None = None         # (B,) number of each example's task
     mask: Tensor | None = None         # (B, S) True on real tokens
 
 
@@ -127,7 +126,7 @@ class Add:
     scale: float = 1.0                 # of dh
     gate: str | None = None            # a key of GATES
     g: int = 0                         # the large gate's bottleneck; 0: like r
-    s: float = 1.0                     # of the gated sum
+    s: float = 1.0                     # of the (gated) sum
     mean: str = "real"                 # tokens that small averages: "real" or "all"
     std: float | None = 0.02           # initial law of the weights; None: PyTorch's default
     zero: bool = False                 # up-projection and gate start at zero: G = 1/2 (middleY: 1)
@@ -144,7 +143,7 @@ def width(d: int, add: Add) -> int:
 
 
 class Adapter(nn.Module):
-    """h' = s G (.) (h + scale dh),  dh = U gelu(D h + b_D) + b_U
+    """h' = s G (.) (h + scale dh),  dh = U gelu(D h + b_D) + b_U,  without a gate G = 1
 
     Adapter (Houlsby et al. 2019, arXiv 1902.00751): no gate, dh of h. VL-PET's encoder modules:
     with a gate. VL-PET's decoder module: no gate, dh of x, at the value projection of the
@@ -159,7 +158,7 @@ class Adapter(nn.Module):
 
     def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
         H = h + self.scale * self.net(x if self.reads_x else h)
-        return H if self.gate is None else self.s * self.gate(x, H, ctx) * H
+        return self.s * (H if self.gate is None else self.gate(x, H, ctx) * H)
 
 
 # ------------------------------------------------------------------------ the table of methods
@@ -198,7 +197,7 @@ def methods(t5: bool) -> dict[str, Method]:
     return rows
 
 
-def method(name: str, t5: bool, **changes) -> Method:
+def row(name: str, t5: bool, **changes) -> Method:
     """Row `name`, with fields of its modules replaced where they are named (r=..., s=...)."""
     rows = methods(t5)
     if name not in rows:
@@ -207,5 +206,5 @@ def method(name: str, t5: bool, **changes) -> Method:
     if unknown:
         raise ValueError(f"no module has a field {', '.join(sorted(unknown))}; "
                          f"there are {', '.join(f.name for f in fields(Add))}")
-    row = rows[name]
-    return replace(row, at={site: replace(add, **changes) for site, add in row.at.items()})
+    found = rows[name]
+    return replace(found, at={site: replace(add, **changes) for site, add in found.at.items()})

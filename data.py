@@ -251,7 +251,7 @@ class Batch:
     order_ids: Tensor  # B, P*N long: 0..N-1, again for each picture
     labels: Tensor  # B, T long, -100 on padding
     scores: Tensor | None  # B float32: soft score of the answer in labels; None: all count alike
-    examples: list[Example]
+    loss: str  # of TASKS: what the loss is a mean over
 
     def to(self, device: torch.device | str) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -340,7 +340,7 @@ def collate(
         order_ids=torch.arange(tokens).repeat(task.pictures).expand(size, total),
         labels=pad(answers, -100),
         scores=torch.tensor([soft for _, soft in drawn]) if task.loss == "score" else None,
-        examples=examples,
+        loss=task.loss,
     )
 
 

@@ -36,16 +36,17 @@ class VisualEmbedding(nn.Module):
 
     def __init__(self, width: int, c: t5.Config):
         super().__init__()
-        std = None if c.rms else 0.02
+        std = None if c.is_t5 else 0.02
         self.feat, self.feat_norm = adapters.linear(width, c.d, std), t5.make_norm(c)
         self.box, self.box_norm = adapters.linear(5, c.d, std), t5.make_norm(c)
         self.image = nn.Embedding(2, c.d)
-        nn.init.normal_(self.image.weight, std=1.0 if c.rms else 0.02)
+        nn.init.normal_(self.image.weight, std=1.0 if c.is_t5 else 0.02)
 
     def forward(self, feats: Tensor, boxes: Tensor, image_ids: Tensor, order_ids: Tensor,
                 words: Tensor) -> Tensor:
         """feats (B, N, F), boxes (B, N, 4) as x1, x2, y1, y2 in 0..1, image_ids and order_ids
         (B, N), words (V, D) -> visual tokens (B, N, D)."""
+        feats, boxes = feats.to(words.dtype), boxes.to(words.dtype)        # a bf16 model, too
         x1, x2, y1, y2 = boxes.unbind(-1)
         box = torch.cat([boxes, ((y2 - y1) * (x2 - x1))[..., None]], -1)
         return (self.feat_norm(self.feat(feats)) + self.box_norm(self.box(box))
@@ -63,7 +64,7 @@ OPEN = {
 def vocabulary(c: t5.Config) -> int:
     """Words with the 200 added ones, <extra_id_99..0> and <vis_extra_id_99..0>: 50265 -> 50465
     on BART. T5 has the first hundred already and published tables 28 spare rows: 32128 -> 32200."""
-    return 32200 if c.rms and c.vocab == 32128 else c.vocab + 200
+    return 32200 if c.is_t5 and c.vocab == 32128 else c.vocab + 200
 
 
 class VLModel(nn.Module):
@@ -74,7 +75,8 @@ class VLModel(nn.Module):
 
     def __init__(self, lm: t5.EncoderDecoder, width: int):
         super().__init__()
-        self.lm, self.visual = lm, VisualEmbedding(width, lm.config)
+        self.lm = lm
+        self.visual = VisualEmbedding(width, lm.config).to(lm.shared.weight.dtype)
         self.method, self.installed, self.base = None, {}, {}
         self.requires_grad_(False)
 
@@ -98,7 +100,7 @@ class VLModel(nn.Module):
         """Puts a row's modules at their sites and opens what it opens; everything else is frozen.
 
         Trainable is decided by ownership: the visual embedding, the installed modules, and what
-        `method.open` names. Returns the rows (part, trainable, total) of the table of `counts`.
+        `method.open` names (it keeps a copy of those, for remove). Returns `counts`.
         """
         if self.method is not None:
             raise ValueError("a method is installed already: call remove() first")
@@ -113,7 +115,7 @@ class VLModel(nn.Module):
             d_in, d_out = ((place.in_features, place.out_features)
                            if isinstance(place, nn.Linear) else (c.d, c.d))
             with device:
-                place.tune = adapters.Adapter(add, d_in, d_out)
+                place.tune = adapters.Adapter(add, d_in, d_out).to(self.lm.shared.weight.dtype)
             self.installed[name] = place
         self.method = method
         self.requires_grad_(False)
@@ -159,26 +161,25 @@ class VLModel(nn.Module):
 
     # ------------------------------------------------------------------------------- forward
 
-    def encode(self, batch) -> tuple[Tensor, Tensor, Context]:
-        """A batch of data.py -> encoder states (B, S, D), their mask (B, S), the context."""
+    def encode(self, batch) -> tuple[Tensor, Tensor, list, Context]:
+        """A batch of data.py -> encoder states (B, S, D), their mask (B, S), and what the decoder
+        needs: a fresh cache and its context (without the encoder's mask: its tokens are others)."""
         visual = self.visual(batch.feats, batch.boxes, batch.image_ids, batch.order_ids,
                              self.lm.shared.weight)
         mask = self.lm.encoder_mask(batch.input_ids, None, visual)
         ctx = Context(mask=mask)
-        memory, mask = self.lm.encode(batch.input_ids, None, visual, ctx)
-        return memory, mask, ctx
+        memory, _ = self.lm.encode(batch.input_ids, None, visual, ctx, mask)
+        return memory, mask, self.lm.start_cache(memory, ctx), replace(ctx, mask=None)
 
     def forward(self, batch) -> Tensor:
         """Logits (B, T, V) of the batch's labels, teacher forced."""
-        memory, mask, ctx = self.encode(batch)
-        cache = self.lm.start_cache(memory, ctx)
-        ids = self.lm.shift_right(batch.labels)
-        return self.lm.logits(self.lm.decode(ids, mask, cache, replace(ctx, mask=None)))
+        _, mask, cache, ctx = self.encode(batch)
+        return self.lm.logits(self.lm.decode(self.lm.shift_right(batch.labels), mask, cache, ctx))
 
     def loss(self, batch) -> Tensor:
         """The training loss (VL-Adapter's code; see token_loss and reduce_loss)."""
         return reduce_loss(token_loss(self(batch), batch.labels), batch.labels, batch.scores,
-                           per_token=batch.task == "caption")
+                           per_token=batch.loss == "tokens")
 
     # ------------------------------------------------------------------------------- answers
 
@@ -190,8 +191,7 @@ class VLModel(nn.Module):
         beams 1 is greedy. The last two settings are the published model's unless given.
         """
         c = self.lm.config
-        memory, mask, ctx = self.encode(batch)
-        cache, ctx = self.lm.start_cache(memory, ctx), replace(ctx, mask=None)
+        _, mask, cache, ctx = self.encode(batch)
         n = c.no_repeat_ngram if no_repeat_ngram is None else no_repeat_ngram
 
         def step(ids: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -202,7 +202,7 @@ class VLModel(nn.Module):
             h = self.lm.decode(ids[:, -1:], mask, cache, ctx)
             return self.lm.logits(h[:, -1]).float()
 
-        start = torch.full((len(memory), 1), c.start, device=memory.device)
+        start = torch.full((len(mask), 1), c.start, device=mask.device)
         if beams == 1:
             return greedy(step, start, c, max_length, n)
         early = c.early_stopping if early_stopping is None else early_stopping
@@ -213,11 +213,10 @@ class VLModel(nn.Module):
         """Index (B,) of the likeliest of `tokens` at the first place of the answer: behind the
         start token, and on BART behind <s>, with which its targets begin."""
         c = self.lm.config
-        memory, mask, ctx = self.encode(batch)
+        _, mask, cache, ctx = self.encode(batch)
         ids = [c.start] if c.bos is None else [c.start, c.bos]
-        ids = torch.tensor(ids, device=memory.device).repeat(len(memory), 1)
-        cache = self.lm.start_cache(memory, ctx)
-        h = self.lm.decode(ids, mask, cache, replace(ctx, mask=None))
+        h = self.lm.decode(torch.tensor(ids, device=mask.device).repeat(len(mask), 1),
+                           mask, cache, ctx)
         return self.lm.logits(h[:, -1])[:, tokens].argmax(-1)
 
 
@@ -319,6 +318,8 @@ def beam_search(step, start: Tensor, c: t5.Config, max_length: int, n: int, K: i
 
 def count_table(lm: str, width: int) -> list[tuple[str, int, int]]:
     """(method, trainable, total) of every row on a backbone of a published size, weightless."""
+    if width < 1:
+        raise ValueError(f"features are {width} wide; they must be at least 1")
     if lm not in t5.PRESETS:
         raise ValueError(f"there is no preset {lm!r}; there are {', '.join(t5.PRESETS)}")
     rows = []
@@ -326,7 +327,7 @@ def count_table(lm: str, width: int) -> list[tuple[str, int, int]]:
         config = t5.PRESETS[lm]
         config = replace(config, vocab=vocabulary(config))
         model = VLModel(t5.EncoderDecoder(config), width)
-        for name, method in adapters.methods(config.rms).items():
+        for name, method in adapters.methods(config.is_t5).items():
             rows.append((name, *model.install(method)[-1][1:]))
             model.remove()
     return rows

@@ -438,8 +438,11 @@ def see(model, bags: Tensor, noise: float) -> tuple[Tensor, Tensor]:
 
 
 def answer_logits(model, ids, bags, labels, noise: float = 0.0) -> Tensor:
-    visual, seen = (None, None) if bags is None else see(model, bags, noise)
-    memory, mask = model.encode(ids, None, visual, None, seen)
+    visual, mask = None, model.encoder_mask(ids)
+    if bags is not None:
+        visual, seen = see(model, bags, noise)
+        mask = torch.cat([mask, seen], 1)
+    memory, _ = model.encode(ids, None, visual, None, mask)
     return model.logits(model.decode(model.shift_right(labels), mask, model.start_cache(memory)))
 
 
@@ -460,7 +463,8 @@ def read_well(model, reader: Reader, count: int) -> dict[str, float]:
 
 
 def lm_config(kind: str, vocab: int) -> t5.Config:
-    size = {"vocab": vocab, "layers": (3, 2), "d_kv": 32, "dropout": 0.0}
+    """Small, and without BART's ban on repeated 3-grams: captions here repeat "at the top"."""
+    size = {"vocab": vocab, "layers": (3, 2), "d_kv": 32, "dropout": 0.0, "no_repeat_ngram": 0}
     return replace(t5.bart(128, 4, 512, 3), **size, positions=130) if kind == "bart" else \
         replace(t5.t5(128, 4, 256, 3, v11=True), **size)
 
@@ -487,10 +491,10 @@ def language_model(args) -> None:
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
     bar = tqdm(range(args.steps), f"tiny-{kind}")
     for step in bar:
-        warm = min(1000, args.steps // 10)
+        warm = min(1000, 1 + args.steps // 10)
         for group in optimizer.param_groups:
             group["lr"] = args.lr * min((step + 1) / warm,
-                                        (args.steps - step) / (args.steps - warm))
+                                        (args.steps - step) / max(1, args.steps - warm))
         cap = min(5, 2 + int(4 * step / (0.3 * args.steps)))   # first scenes of one or two objects
         how = ("plain" if r.random() < PLAIN_SHARE else
                "dense" if r.random() < DENSE_SHARE else "bags")

@@ -64,6 +64,10 @@ class Config:
     early_stopping: bool = False
     force_eos: bool = False                  # beams must end at the last position
 
+    @property
+    def is_t5(self) -> bool:
+        return not self.positions
+
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
 
@@ -113,7 +117,9 @@ def read_config(folder: str | Path) -> Config:
     c = {k: v for f in files if f.is_file() for k, v in read_json(f).items() if v is not None}
     try:
         kind = known(c, "model_type", {"t5": _t5_config, "bart": _bart_config}, None)
-        return kind(c)
+        return check(kind(c))
+    except TypeError as e:
+        raise ValueError(f"{path} holds something else where a number belongs: {e}") from None
     except KeyError as e:
         raise ValueError(f"{path} has no field {e}: is it a published T5 or BART config?") from None
     except Unsupported as e:
@@ -127,6 +133,15 @@ def read_json(path: Path) -> dict:
         raise ValueError(f"{path} is not valid JSON ({e}): download it again") from None
     if not isinstance(c, dict):
         raise ValueError(f"{path} holds no JSON object: download it again")
+    return c
+
+
+def check(c: Config) -> Config:
+    for name in ("vocab", "d", "heads", "d_kv", "ffn"):
+        if not isinstance(getattr(c, name), int) or getattr(c, name) < 1:
+            raise Unsupported(f"{name} is {getattr(c, name)!r}; it must be a positive integer")
+    if not c.is_t5 and c.d % c.heads:
+        raise Unsupported(f"d_model {c.d} is no multiple of its {c.heads} attention heads")
     return c
 
 
@@ -354,9 +369,9 @@ class EncoderDecoder(nn.Module):
         self.register_buffer("logits_bias", bias)
 
     def encode(self, ids: Tensor, prompt: Tensor | None = None, visual: Tensor | None = None,
-               ctx=None, visual_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+               ctx=None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """ids (B, L), prompt (B, P, D), visual (B, N, D) -> states (B, S, D), mask (B, S)."""
-        enc, mask = self.encoder, self.encoder_mask(ids, prompt, visual, visual_mask)
+        enc, mask = self.encoder, self.encoder_mask(ids, prompt, visual) if mask is None else mask
         x = enc.embed(self.shared(ids), 0, prompt, visual)
         seen = mask[:, None, None, :]                                       # B, 1, 1, S
         if enc.relative is not None:
@@ -368,15 +383,11 @@ class EncoderDecoder(nn.Module):
             x, _ = block.ffn(x, ctx)
         return enc.finish(x), mask
 
-    def encoder_mask(self, ids: Tensor, prompt=None, visual=None, visual_mask=None) -> Tensor:
+    def encoder_mask(self, ids: Tensor, prompt=None, visual=None) -> Tensor:
         """True (B, S) where a token is seen: prompt and picture always, text unless padding."""
-        parts = [ids != self.config.pad]
-        if prompt is not None:
-            parts.insert(0, parts[0].new_ones(prompt.shape[:2]))
-        if visual is not None:
-            parts.append(parts[0].new_ones(visual.shape[:2]) if visual_mask is None
-                         else visual_mask)
-        return torch.cat(parts, 1)
+        text = ids != self.config.pad
+        around = [None if x is None else text.new_ones(x.shape[:2]) for x in (prompt, visual)]
+        return torch.cat([m for m in (around[0], text, around[1]) if m is not None], 1)
 
     def start_cache(self, memory: Tensor, ctx=None) -> list[list]:
         """One [past self-attention (k, v) or None, cross-attention (k, v)] a decoder block: the
@@ -431,7 +442,7 @@ class EncoderDecoder(nn.Module):
         for owner in (self.shared, self.head):
             if owner is not None:
                 w = owner.weight
-                rows = torch.empty(new, w.size(1)).normal_(std=1.0 if self.config.rms else 0.02,
+                rows = torch.empty(new, w.size(1)).normal_(std=1.0 if self.config.is_t5 else 0.02,
                                                            generator=law)
                 owner.weight = nn.Parameter(torch.cat([w, rows.to(w)]))
         if self.logits_bias is not None:
@@ -447,7 +458,7 @@ class EncoderDecoder(nn.Module):
             last, kind = name.rsplit(".", 2)[-2:]
             if "norm" in last or kind == "bias":
                 nn.init.constant_(p, float(kind == "weight"))
-            elif not c.rms:
+            elif not c.is_t5:
                 nn.init.normal_(p, std=0.02)
             else:                                   # T5: variance 1 / fan-in, q also / d_kv
                 fan = {"shared": 1, "q": c.d * c.d_kv, "o": c.heads * c.d_kv, "wo": c.ffn}
@@ -513,12 +524,12 @@ def load(folder: str | Path, dtype: torch.dtype = torch.float32,
     """
     config = read_config(folder)
     config = config if dropout is None else replace(config, dropout=dropout)
-    if dtype == torch.float16 and config.rms:
+    if dtype == torch.float16 and config.is_t5:
         raise ValueError("T5 overflows in fp16 (its activations pass 65504): use bf16 or fp32")
     source = weights.read(folder)
-    if config.rms and config.head_scale == 1 and "lm_head.weight" in source:
+    if config.is_t5 and config.head_scale == 1 and "lm_head.weight" in source:
         config = replace(config, tied=False)        # T5 v1.1, whatever its config calls it
-    prefix = "model." if "model.shared.weight" in source else ""
+    prefix = "model." if any(name.startswith("model.") for name in source) else ""
     with torch.device("meta"):                       # no random numbers that would be overwritten
         model = EncoderDecoder(config).to(dtype)
     model.to_empty(device="cpu")

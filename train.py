@@ -14,13 +14,14 @@ trained, nothing else), last/ (what an exact resume needs), predictions/<task>.j
 and results.md.
 """
 import argparse
+import hashlib
 import json
-import shutil
+import os
 import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import get_args
 
@@ -52,7 +53,7 @@ class Config:
     images: str = ""                     # folder of pictures; "": the data folder's images/
     lm: str = "weights/tiny-bart"        # folder of a T5 or BART
     clip: str = "weights/tiny-clip"      # folder or file of a CLIP image tower
-    out: str = ""                        # run folder; "": out/<method>
+    out: str = ""                        # run folder; "": out/<method>, numbered if it is taken
     epochs: int | None = None
     batch: int | None = None             # of vqa; other tasks have their share of it
     lr: float | None = None
@@ -73,17 +74,20 @@ class Config:
 
 
 # (data, dialect) -> row -> (lr, batch, epochs, task names in the text); "" is every other row.
-# spec: VL-Adapter's and VL-PET's published settings; the world's were found on its validation set.
+# The image rows are VL-Adapter's and VL-PET's published settings, the world's are ours.
 RECIPES = {
-    ("world", "bart"): {"full": (1e-3, 64, 3, True), "": (3e-3, 64, 3, True)},
-    ("world", "t5"): {"full": (1e-3, 64, 3, True), "": (3e-3, 64, 3, True)},
+    ("world", "bart"): {"full": (1e-3, 64, 1, True), "": (3e-3, 64, 1, True)},
+    ("world", "t5"): {"full": (1e-3, 64, 1, True), "": (3e-3, 64, 1, True)},
     ("image", "bart"): {"full": (1e-4, 500, 20, False), "": (1e-3, 500, 20, True)},
     ("image", "t5"): {"full": (1e-4, 300, 20, True), "": (3e-4, 300, 20, True)},
 }
 
 
-def is_world(config: Config) -> bool:
-    return config.data == WORLD or (Path(config.data) / "world.json").is_file()
+# What a number may be: from, to (both allowed).
+RANGES = {"epochs": (1, 10**6), "batch": (1, 10**6), "lr": (1e-9, 10.0), "warmup": (0.0, 1.0),
+          "weight_decay": (0.0, 1.0), "clip_norm": (1e-9, 1e9), "dropout": (0.0, 0.99),
+          "beams": (1, 100), "seed": (0, 2**63 - 1), "log_every": (1, 10**9),
+          "save_every": (1, 10**9)}
 
 
 def flag(name: str) -> str:
@@ -91,50 +95,66 @@ def flag(name: str) -> str:
 
 
 def resolve(config: Config) -> Config:
-    """Checks a configuration and fills what it leaves open."""
+    """Checks a configuration and fills what it leaves open; ValueError names flag and remedy."""
     def one_of(name: str, allowed) -> None:
-        value = getattr(config, name)
-        if value not in allowed:
+        if (value := getattr(config, name)) not in allowed:
             raise ValueError(f"{flag(name)} is {value!r}; allowed are "
                              f"{', '.join(map(repr, allowed))}")
 
-    names = config.tasks.split(",")
-    if bad := [t for t in names if t not in data.TASKS]:
-        raise ValueError(f"--tasks names {bad[0]!r}; the tasks are {', '.join(data.TASKS)}")
+    for f in fields(Config):
+        value, kinds = getattr(config, f.name), get_args(f.type) or (f.type,)
+        if type(value) not in kinds and not (float in kinds and type(value) is int):
+            raise ValueError(f"{flag(f.name)} is {value!r}; it must be a {kinds[0].__name__}")
+    for name, (low, high) in RANGES.items():
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:              # also true for nan
+            raise ValueError(f"{flag(name)} is {value}; it must be from {low:g} to {high:g}")
+    for task in config.tasks.split(","):
+        if task not in data.TASKS:
+            raise ValueError(f"--tasks names {task!r}; the tasks are {', '.join(data.TASKS)}")
     one_of("boxes", ("grid", "zero"))
     one_of("precision", ("fp32", "bf16"))
     one_of("control", CONTROLS)
-    for name in ("epochs", "batch", "lr", "beams", "log_every", "save_every", "clip_norm"):
-        if getattr(config, name) is not None and getattr(config, name) <= 0:
-            raise ValueError(f"{flag(name)} is {getattr(config, name)}; it must be positive")
+    one_of("device", ("", "cpu", "cuda"))
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device is 'cuda', but this PyTorch sees no CUDA device: leave it out")
     c = t5.read_config(config.lm)
-    one_of("method", adapters.methods(c.rms))
-    rows = RECIPES["world" if is_world(config) else "image", "t5" if c.rms else "bart"]
-    recipe = dict(zip(("lr", "batch", "epochs", "task_names"), rows.get(config.method, rows[""])))
-    filled = {k: v for k, v in recipe.items() if getattr(config, k) is None}
+    one_of("method", adapters.methods(c.is_t5))
+    is_world = config.data == WORLD or (Path(config.data) / "world.json").is_file()
+    rows = RECIPES["world" if is_world else "image", "t5" if c.is_t5 else "bart"]
+    recipe = zip(("lr", "batch", "epochs", "task_names"), rows.get(config.method, rows[""]))
+    filled = {k: v for k, v in recipe if getattr(config, k) is None}
     return replace(
         config, **filled, dropout=c.dropout if config.dropout is None else config.dropout,
-        images=config.images or f"{config.data}/images",
-        out=config.out or f"out/{config.method}{'-' * bool(config.control)}{config.control}",
-        device=config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        images=config.images or f"{config.data}/images", out=config.out or free_folder(config))
+
+
+def free_folder(config: Config) -> str:
+    """out/<method>-<control>, or with the first number behind it that is not taken."""
+    name = f"out/{config.method}" + f"-{config.control}" * bool(config.control)
+    numbered = (f"{name}-{i}" if i > 1 else name for i in count(1))
+    return next(path for path in numbered if not Path(path).exists())
 
 
 # ------------------------------------------------------------------------------- what is needed
 
 def prepare(config: Config) -> clip_encoder.Features:
-    """Writes the built-in data set and extracts the pictures' features, each of them once."""
-    if config.data == WORLD:
-        world.write(WORLD)
+    """The pictures' features, extracted once for each CLIP and state of the picture folder."""
     tower = clip_encoder.load(config.clip)
     if config.control == "random-clip":
         torch.manual_seed(0)
         tower = clip_encoder.randomized(tower)
-    # The fingerprint of the weights in the name: features of another tower are never mistaken.
-    name = f"{Path(config.clip).stem}-{clip_encoder.fingerprint(tower)}.safetensors"
-    packed = Path(config.data) / "features" / name
+    pictures = clip_encoder.list_pictures(config.images)
+    state = [clip_encoder.fingerprint(tower), *((i, p.stat().st_size) for i, p in pictures.items())]
+    digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
+    packed = Path(config.data) / "features" / f"{Path(config.clip).stem}-{digest}.safetensors"
     if not packed.exists():
-        clip_encoder.extract(tower, config.images, packed, device=config.device)
+        clip_encoder.extract(tower, config.images, packed, device=device_of(config))
     return clip_encoder.Features(packed)
+
+
+def device_of(config: Config) -> str:
+    return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def build(config: Config, features: clip_encoder.Features) -> tuple[VLModel, tokenizer.Tokenizer]:
@@ -145,8 +165,8 @@ def build(config: Config, features: clip_encoder.Features) -> tuple[VLModel, tok
         lm.init_weights()
     lm.resize(vocabulary(lm.config))
     m = VLModel(lm, features.width)
-    m.install(adapters.method(config.method, lm.config.rms))
-    return m.to(config.device), tokenizer.load(config.lm)
+    m.install(adapters.row(config.method, lm.config.is_t5))
+    return m.to(device_of(config)), tokenizer.load(config.lm)
 
 
 class Shuffled:
@@ -161,16 +181,17 @@ class Shuffled:
         return self.features.stack([self.other.get(i, i) for i in ids])
 
 
-def load_split(config: Config, split: str, features) -> dict[str, list[data.Example]]:
-    """The examples of every task; each picture they name must have features."""
-    examples, known = {}, set(features.ids)
-    for task in config.tasks.split(","):
-        examples[task] = data.load(task, split, config.data)
-        if lost := {i for ex in examples[task] for i in ex.images} - known:
-            raise ValueError(
-                f"{task} {split}: {len(lost)} pictures have no features, the first is "
-                f"{min(lost)!r}: put them into {config.images} and delete {config.data}/features")
-    return examples
+def load_examples(config: Config, split: str) -> dict[str, list[data.Example]]:
+    return {task: data.load(task, split, config.data) for task in config.tasks.split(",")}
+
+
+def check_pictures(config: Config, examples: dict[str, list[data.Example]], features) -> None:
+    """Every picture that an example names must have features."""
+    known = set(features.ids)
+    for task, some in examples.items():
+        if lost := {i for ex in some for i in ex.images} - known:
+            raise ValueError(f"{task}: {len(lost)} pictures that its examples name are not in "
+                             f"{config.images}, the first is {min(lost)!r}: put them there")
 
 
 # ------------------------------------------------------------------------------- testing
@@ -186,7 +207,7 @@ def predict(m: VLModel, tok, features, examples: list[data.Example], config: Con
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].text))
     for i in tqdm(range(0, len(order), size), f"test {examples[0].task}", leave=False):
         batch = data.collate([examples[j] for j in order[i:i + size]], tok, features,
-                             task_names=config.task_names, boxes=config.boxes).to(config.device)
+                             task_names=config.task_names, boxes=config.boxes).to(device_of(config))
         with autocast(config):
             if task.decode == "choice":
                 answers += [data.CHOICES[c] for c in m.choose(batch, choices).tolist()]
@@ -198,14 +219,14 @@ def predict(m: VLModel, tok, features, examples: list[data.Example], config: Con
     return [back[i] for i in range(len(examples))]
 
 
-def test(m: VLModel, tok, features, config: Config, split: str = "test") -> dict:
-    """Scores of every task on a split, and their average; writes predictions/ and results."""
-    results, out = {}, Path(config.out)
-    for task, examples in load_split(config, split, features).items():
-        answers = predict(m, tok, features, examples, config)
-        results[task] = metrics.score(task, answers, examples)
-        save_json(out / "predictions" / f"{task}.json",
-                  [{"id": ex.id, "answer": a} for ex, a in zip(examples, answers)])
+def test(m: VLModel, tok, features, examples: dict[str, list], config: Config) -> dict:
+    """Scores of every task, and the average of their headlines; writes predictions/."""
+    results = {}
+    for task, some in examples.items():
+        answers = predict(m, tok, features, some, config)
+        results[task] = metrics.score(task, answers, some)
+        save_json(Path(config.out) / "predictions" / f"{task}.json",
+                  [{"id": ex.id, "answer": a} for ex, a in zip(some, answers)])
     results["average"] = sum(next(iter(s.values())) for s in results.values()) / len(results)
     return results
 
@@ -213,68 +234,73 @@ def test(m: VLModel, tok, features, config: Config, split: str = "test") -> dict
 def report(config: Config, results: dict, counts: list, seconds: float) -> str:
     """The results as a table in Markdown."""
     _, trainable, total = counts[-1]
+    name = config.method + f" ({config.control})" * bool(config.control)
     lines = ["| task | metric | score |", "|---|---|---|"]
     lines += [f"| {task} | {name} | {value:.2f} |" for task, scores in results.items()
               if task != "average" for name, value in scores.items()]
     lines += [f"| **average** | headline metrics | **{results['average']:.2f}** |", "",
-              f"{config.method}: trained {trainable:,} of {total:,} parameters "
+              f"{name}: trained {trainable:,} of {total:,} parameters "
               f"({100 * trainable / total:.2f} %), seed {config.seed}, {seconds:.0f} s"]
     return "\n".join(lines)
 
 
 # ------------------------------------------------------------------------------- run folders
 
-def save_json(path: Path, content) -> None:
+def save_text(path: Path, text: str) -> None:
+    """Written beside and moved over: the name never holds half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    making = path.with_name(path.name + ".tmp")
-    making.write_text(json.dumps(content, indent=1))
-    making.replace(path)
+    making = path.with_name(f".{path.name}.{os.getpid()}")
+    making.write_text(text, encoding="utf-8")
+    os.replace(making, path)
+
+
+def save_json(path: Path, content) -> None:
+    save_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def save_last(out: Path, m: VLModel, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """last/: trained weights, the optimiser's moments, random states, the step; replaced whole."""
-    making, last = out / "last.tmp", out / "last"
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
+    """last/: trained weights, the optimiser's moments, random states and the step, in one file."""
     tensors = {f"weight/{n}": t for n, t in m.trained().items()}
     for name, p in m.named_parameters():
         tensors |= {f"{k}/{name}": v for k, v in optimizer.state.get(p, {}).items()}
     tensors["random/cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
-    weights.write(making / "state.safetensors", tensors)
-    save_json(making / "step.json", {"step": step})
-    shutil.rmtree(last, ignore_errors=True)
-    making.replace(last)
+    weights.write(out / "last" / "state.safetensors", tensors, {"step": str(step)})
 
 
 def load_last(out: Path, m: VLModel, optimizer: torch.optim.Optimizer) -> int:
     """Puts last/ back and returns the step to go on from."""
-    if not (out / "last" / "step.json").is_file():
-        raise FileNotFoundError(f"{out}/last is missing: there is nothing to resume; start afresh")
-    state = weights.read(out / "last" / "state.safetensors")
-    parts = defaultdict(dict)
-    for key in state:
-        kind, name = key.split("/")
-        parts[name][kind] = state[key]
-    with torch.no_grad():
-        for name, p in m.named_parameters():
-            if p.requires_grad:
-                p.copy_(parts[name].pop("weight"))
-                if parts[name]:
-                    optimizer.state[p] = {k: v if k == "step" else v.to(p.device)
-                                          for k, v in parts[name].items()}
+    path = out / "last" / "state.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: nothing was saved yet, start the run afresh")
+    state = weights.read(path)
+    weights.load({f"weight/{n}": t for n, t in m.trained().items()},
+                 {k: state[k] for k in state if k.startswith("weight/")}, where=str(path))
+    for name, p in m.named_parameters():
+        moments = {k: state[f"{k}/{name}"] for k in ("step", "exp_avg", "exp_avg_sq")
+                   if f"{k}/{name}" in state}
+        if moments:
+            optimizer.state[p] = {k: t if k == "step" else t.to(p.device)
+                                  for k, t in moments.items()}
     torch.set_rng_state(state["random/cpu"])
     if torch.cuda.is_available() and "random/cuda" in state:
         torch.cuda.set_rng_state(state["random/cuda"])
-    return json.loads((out / "last" / "step.json").read_text())["step"]
+    return int(state.metadata["step"])
+
+
+def open_log(path: Path, first: int):
+    """log.jsonl, without the lines behind the step that the run goes on from."""
+    lines = path.read_text().splitlines(True) if first else []
+    log = open(path, "w")
+    log.writelines(x for x in lines if x.endswith("\n") and json.loads(x)["step"] <= first)
+    return log
 
 
 # ------------------------------------------------------------------------------- the loop
 
 def autocast(config: Config):
-    kind = torch.device(config.device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=config.precision == "bf16")
+    return torch.autocast(device_of(config), torch.bfloat16, enabled=config.precision == "bf16")
 
 
 def make_optimizer(m: VLModel, config: Config) -> torch.optim.AdamW:
@@ -286,51 +312,48 @@ def make_optimizer(m: VLModel, config: Config) -> torch.optim.AdamW:
 
 
 def learning_rate(step: int, total: int, config: Config) -> float:
-    """Linear warm-up from 0, then linear to 0."""
-    warm = max(1, int(total * config.warmup))
-    return config.lr * min((step + 1) / warm, max(0.0, (total - step) / max(1, total - warm)))
+    """Linear warm-up from 0 over the first `warmup` of all steps, then linear to 0."""
+    warm = int(total * config.warmup)
+    return config.lr * (step / warm if step < warm else (total - step) / max(1, total - warm))
 
 
-def train(m: VLModel, tok, features, config: Config, resume: bool = False) -> None:
-    out, examples = Path(config.out), load_split(config, "train", features)
-    optimizer = make_optimizer(m, config)
+def train(m: VLModel, tok, features, examples: dict[str, list], config: Config,
+          resume: bool = False) -> None:
+    out, optimizer = Path(config.out), make_optimizer(m, config)
     per_epoch = data.steps_per_epoch(examples, config.batch)
     total = per_epoch * config.epochs
     first = load_last(out, m, optimizer) if resume else 0
-    lines = (out / "log.jsonl").read_text().splitlines(True) if resume else []
-    log = open(out / "log.jsonl", "w")
-    log.writelines(line for line in lines if json.loads(line)["step"] <= first)
     losses, started = defaultdict(list), time.time()
-    bar = tqdm(total=total, initial=first, desc=f"train {config.method}")
-    for epoch in range(first // per_epoch, config.epochs):
-        m.train()                                           # frozen layers keep their dropout
-        plan = data.batches(examples, config.batch, epoch, config.seed)
-        begin = max(0, first - epoch * per_epoch)
-        for step, (task, rows) in enumerate(islice(plan, begin, None), epoch * per_epoch + begin):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, total, config)
-            batch = data.collate([examples[task][i] for i in rows], tok, features,
-                                 task_names=config.task_names, boxes=config.boxes,
-                                 seed_key=(config.seed, epoch)).to(config.device)
-            with autocast(config):
-                loss = m.loss(batch)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(m.parameters(), config.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()                           # None: idle modules stand still
-            losses[task].append(loss.detach())
-            bar.update()
-            if (step + 1) % config.log_every == 0 or step + 1 == total:
-                mean = {t: torch.stack(v).mean().item() for t, v in losses.items()}
-                line = {"step": step + 1, "epoch": epoch, "lr": optimizer.param_groups[0]["lr"],
-                        "grad_norm": norm.item(), "seconds": round(time.time() - started, 1)}
-                print(json.dumps(line | {"loss": mean}), file=log, flush=True)
-                bar.set_postfix({t: f"{v:.2f}" for t, v in mean.items()})
-                losses.clear()
-            if (step + 1) % config.save_every == 0 or (step + 1) % per_epoch == 0:
-                save_last(out, m, optimizer, step + 1)
-    bar.close()
-    log.close()
+    with (open_log(out / "log.jsonl", first) as log,
+          tqdm(total=total, initial=first, desc=f"train {config.method}") as bar):
+        for epoch in range(first // per_epoch, config.epochs):
+            m.train()                                       # frozen layers keep their dropout
+            plan = data.batches(examples, config.batch, epoch, config.seed)
+            begin = max(first, epoch * per_epoch)
+            for step, (task, rows) in enumerate(islice(plan, begin % per_epoch, None), begin):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, total, config)
+                batch = data.collate([examples[task][i] for i in rows], tok, features,
+                                     task_names=config.task_names, boxes=config.boxes,
+                                     seed_key=(config.seed, epoch)).to(device_of(config))
+                with autocast(config):
+                    loss = m.loss(batch)
+                loss.backward()
+                norm = nn.utils.clip_grad_norm_(m.parameters(), config.clip_norm)
+                optimizer.step()
+                optimizer.zero_grad()                       # to None: idle modules stand still
+                losses[task].append(loss.detach())
+                bar.update()
+                done = step + 1
+                if done % config.log_every == 0 or done == total:
+                    mean = {t: torch.stack(v).mean().item() for t, v in losses.items()}
+                    line = {"step": done, "epoch": epoch, "lr": optimizer.param_groups[0]["lr"],
+                            "grad_norm": norm.item(), "seconds": round(time.time() - started, 1)}
+                    print(json.dumps(line | {"loss": mean}), file=log, flush=True)
+                    bar.set_postfix({t: f"{v:.2f}" for t, v in mean.items()})
+                    losses.clear()
+                if done % config.save_every == 0 or done % per_epoch == 0:
+                    save_last(out, m, optimizer, done)
     weights.write(out / "adapter.safetensors", m.trained(),
                   {"config": json.dumps(asdict(config)), "method": config.method})
 
@@ -358,16 +381,28 @@ def yes_or_no(text: str) -> bool:
 
 
 def read_run(folder: str) -> Config:
+    """The configuration of a run folder."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {folder} is no run folder")
-    return replace(Config(**json.loads(path.read_text())), out=str(folder))
+    content = data.read_json(path)
+    known = {f.name for f in fields(Config)}
+    if not isinstance(content, dict) or (odd := content.keys() ^ known):
+        raise ValueError(f"{path} is no configuration of this version: its fields should be those "
+                         f"of train.py, but differ in {', '.join(sorted(odd))}")
+    return resolve(replace(Config(**content), out=str(folder)))
 
 
 def run(config: Config, resume: bool = False, only_test: bool = False) -> dict:
-    """Trains (unless only_test) and tests; returns the results."""
+    """Trains (unless only_test) and tests. Nothing is written before all of the input was read."""
     started, out = time.time(), Path(config.out)
+    if config.data == WORLD:
+        world.write(WORLD)
+    examples = {} if only_test else load_examples(config, "train")
+    tests = load_examples(config, "test")
     features = prepare(config)
+    for some in (examples, tests):
+        check_pictures(config, some, features)
     m, tok = build(config, features)
     if config.control == "blind":
         features = Shuffled(features, config.seed)
@@ -380,12 +415,14 @@ def run(config: Config, resume: bool = False, only_test: bool = False) -> dict:
     else:
         out.mkdir(parents=True, exist_ok=True)
         save_json(out / "config.json", asdict(config))
-        train(m, tok, features, config, resume)
-    results = test(m, tok, features, config)
-    table = report(config, results, counts, time.time() - started)
-    save_json(out / "results.json", results | {
-        "trainable": counts[-1][1], "total": counts[-1][2], "seconds": time.time() - started})
-    (out / "results.md").write_text(table + "\n")
+        train(m, tok, features, examples, config, resume)
+    results = test(m, tok, features, tests, config)
+    seconds = time.time() - started
+    table = report(config, results, counts, seconds)
+    if not only_test:
+        save_json(out / "results.json", results | {
+            "trainable": counts[-1][1], "total": counts[-1][2], "seconds": round(seconds, 1)})
+        save_text(out / "results.md", table + "\n")
     print(table)
     return results
 
@@ -394,13 +431,21 @@ def main(argv: list[str] | None = None) -> None:
     config, args = parse(argv)
     try:
         if args.resume or args.test:
-            run(read_run(args.resume or args.test), bool(args.resume), bool(args.test))
+            fixed = replace(config, device=Config.device)
+            if args.resume and args.test or fixed != Config():
+                raise ValueError("--test and --resume take all settings from the run's folder: "
+                                 "give one of them, and at most --device beside it")
+            config = replace(read_run(args.resume or args.test), device=config.device)
         else:
-            run(resolve(config))
-    except (ValueError, FileNotFoundError) as error:
+            config = resolve(config)
+            if Path(config.out).exists():
+                raise FileExistsError(f"{config.out} exists: name another --out, delete it, or go "
+                                      f"on with --resume {config.out}")
+        run(config, bool(args.resume), bool(args.test))
+    except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
-        sys.exit("train.py: interrupted; go on with --resume")
+        sys.exit(f"train.py: interrupted; go on with python train.py --resume {config.out}")
 
 
 if __name__ == "__main__":

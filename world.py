@@ -23,6 +23,7 @@ import argparse
 import json
 import math
 import shutil
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from functools import cache, partial
@@ -603,7 +604,11 @@ def main() -> None:
             told = " | ".join(", ".join(describe(s)) for s in item.scenes)
             print(f"{task:8} {item.type:14} {item.text} -> {item.answer}   [{told}]")
     if args.out:
-        for path in sorted(write(args.out, args.pictures, args.items, args.seed).rglob("*.json")):
+        try:
+            folder = write(args.out, args.pictures, args.items, args.seed)
+        except (OSError, ValueError) as error:
+            sys.exit(f"world.py: {error}")
+        for path in sorted(folder.rglob("*.json")):
             print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
 
 

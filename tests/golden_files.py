@@ -134,4 +134,5 @@ def batch(g: SimpleNamespace, task: str = "vqa") -> SimpleNamespace:
     image = torch.arange(pictures).repeat_interleave(n // pictures).expand(len(feats), n)
     return SimpleNamespace(task=task, input_ids=i["input_ids"], labels=i.get("labels"), feats=feats,
                            boxes=boxes, image_ids=image, order_ids=order,
-                           scores=g.out.get(f"{task}/step_scores"))
+                           scores=g.out.get(f"{task}/step_scores"),
+                           loss="tokens" if task == "caption" else "examples")

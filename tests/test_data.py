@@ -215,7 +215,7 @@ def test_collate_vqa():
     assert batch.feats[1, 7].tolist() == pytest.approx([2.07] * 5)
     assert batch.image_ids.tolist() == [[0] * 36] * 3
     assert batch.order_ids.tolist() == [list(range(36))] * 3
-    assert batch.task == "vqa" and batch.examples is examples
+    assert batch.task == "vqa"
     assert {batch.input_ids.dtype, batch.labels.dtype, batch.order_ids.dtype} == {torch.long}
 
 
@@ -272,7 +272,7 @@ def test_a_text_is_tokenised_once():
 def test_batch_moves_to_a_device():
     batch = data.collate([question()], Words(), Pictures()).to("meta")
     assert batch.feats.device.type == batch.scores.device.type == "meta"
-    assert batch.task == "vqa" and len(batch.examples) == 1
+    assert batch.task == "vqa" and len(batch.labels) == 1
 
 
 # ------------------------------------------------------------------------------------ drawn answers

@@ -45,14 +45,13 @@ def check_decoding(m, g, task):
 @pytest.mark.parametrize("name, kind, row", IMAGE_TEXT, ids=[f[0] for f in IMAGE_TEXT])
 def test_image_text(name, kind, row):
     g = read(name)
-    m = build(g, kind, adapters.method(row, kind == "t5", reduction=4))
+    m = build(g, kind, adapters.row(row, kind == "t5", reduction=4))
     total = m.counts()[-1]
     assert total[1:] == (int(g.meta["n_trainable"]), int(g.meta["n_total"]))
     for task in ("vqa", "nlvr", "caption"):
         b = batch(g, task)
         with torch.no_grad():
-            memory, _, _ = m.encode(b)
-            close(memory, g.out[f"{task}/encoder"])
+            close(m.encode(b)[0], g.out[f"{task}/encoder"])
             logits = m(b)
             close(logits, g.out[f"{task}/logits"])
             loss = model.token_loss(logits, b.labels)
@@ -77,7 +76,7 @@ VLPET = [
 @pytest.mark.parametrize("name, kind, row, changes", VLPET, ids=[f[0] for f in VLPET])
 def test_vlpet(name, kind, row, changes):
     g = read(name)
-    method = adapters.method(row, kind == "t5", r=8, g=5, mean="all")
+    method = adapters.row(row, kind == "t5", r=8, g=5, mean="all")
     at = {site: adapters.replace(add, **({"r": 6, "s": 1.0} if add.reads == "x" else changes))
           for site, add in method.at.items()}
     m = build(g, kind, adapters.replace(method, at=at), vlpet=True)
@@ -100,7 +99,7 @@ GENERATE = [("generate_bart_s21_b3", "bart"), ("generate_t5_s19_b2.5", "t5"),
 @pytest.mark.parametrize("name, kind", GENERATE, ids=[f[0] for f in GENERATE])
 def test_generate(name, kind):
     g = read(name)
-    m = build(g, kind, adapters.method("frozen", kind == "t5"))
+    m = build(g, kind, adapters.row("frozen", kind == "t5"))
     tasks = {k.split("/")[0] for k in g.out}
     assert tasks
     for task in tasks:

@@ -15,7 +15,7 @@ every_row = pytest.mark.parametrize("row, kind", PAIRS)
 
 
 def build(row, kind, seed=0, **changes):
-    return tiny.model(kind, adapters.method(row, kind == "t5", **changes), seed)
+    return tiny.model(kind, adapters.row(row, kind == "t5", **changes), seed)
 
 
 # ------------------------------------------------------------------------------------ counts
@@ -138,7 +138,7 @@ def test_training_and_removal(row, kind):
         assert tiny.same_state(m.lm.state_dict(), base.state_dict())
         assert torch.equal(m.lm(b.input_ids, b.labels), base(b.input_ids, b.labels))
     assert not any(p.requires_grad for p in m.parameters())
-    m.install(adapters.method(row, kind == "t5"))
+    m.install(adapters.row(row, kind == "t5"))
     assert m.trained().keys() == trained
 
 
@@ -279,13 +279,13 @@ def test_output_does_not_depend_on_the_batch(row, kind, mean):
 def test_clear_errors():
     m = build("adapter", "bart")
     with pytest.raises(ValueError, match="installed already: call remove"):
-        m.install(adapters.method("frozen", False))
+        m.install(adapters.row("frozen", False))
     for call, message in (
-            (lambda: adapters.method("lora7", False), "no method 'lora7'; there are frozen"),
-            (lambda: adapters.method("adapter", True, rank=2), "has a field rank; there are .*r, "),
-            (lambda: adapters.method("adapter", True, gate="huge"), "gate is 'huge'.*'large'"),
-            (lambda: adapters.method("vlpet-small", True, mean="x"), "mean is 'x'.*'real', 'all'"),
-            (lambda: adapters.method("adapter", True, reads="y"), "reads is 'y'.*'h', 'x'")):
+            (lambda: adapters.row("lora7", False), "no method 'lora7'; there are frozen"),
+            (lambda: adapters.row("adapter", True, rank=2), "has a field rank; there are .*r, "),
+            (lambda: adapters.row("adapter", True, gate="huge"), "gate is 'huge'.*'large'"),
+            (lambda: adapters.row("vlpet-small", True, mean="x"), "mean is 'x'.*'real', 'all'"),
+            (lambda: adapters.row("adapter", True, reads="y"), "reads is 'y'.*'h', 'x'")):
         with pytest.raises(ValueError, match=message):
             call()
     m.remove()

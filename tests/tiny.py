@@ -58,7 +58,7 @@ def batch(kind: str, task: str = "vqa", size: int = 3, length: int = 7, tokens: 
                                                                            generator=law),
         image_ids=torch.arange(pictures).repeat_interleave(tokens).expand(size, n),
         order_ids=torch.arange(tokens).repeat(pictures).expand(size, n),
-        scores=torch.rand(size, generator=law))
+        scores=torch.rand(size, generator=law), loss="tokens" if task == "caption" else "examples")
 
 
 def rows(b: SimpleNamespace, i: int, length: int | None = None) -> SimpleNamespace:
