@@ -374,7 +374,10 @@ def read_config(path: Path) -> dict:
         config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}): download it again.") from None
-    config = config.get("vision_config", config)
+    config = config.get("vision_config", config) if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(config.get("num_attention_heads", 1), int):
+        raise ValueError(f"{path} is no CLIP config (an object, with an integer for "
+                         "num_attention_heads): download it again.")
     known = {ours: config[name] for ours, name in theirs.items() if name in config}
     if known.get("activation", "gelu") not in ACTIVATIONS:
         raise ValueError(f"{path}: hidden_act {known['activation']!r} is not supported; supported: "
@@ -505,8 +508,9 @@ def extract(clip: ViT | ResNet, folder: str | Path, out: str | Path, resize: str
                 for path, why in results.items():
                     if isinstance(why, str):
                         if on_error == "stop":
-                            raise ValueError(f"{path} cannot be read as a picture ({why}): replace "
-                                             "or remove it, or leave it out (--on-error skip).")
+                            raise ValueError(
+                                f"{path} cannot be read as a picture ({why}): replace or remove "
+                                "it, or leave it out with clip_encoder.py --on-error skip.")
                         skipped.append(str(path))
                 if good := [r for r in results.values() if not isinstance(r, str)]:
                     tokens = clip.encode(torch.stack(good).to(device))              # B, 36, F
