@@ -24,7 +24,6 @@ import argparse
 import json
 import math
 import re
-import time
 from collections import Counter
 from dataclasses import replace
 from functools import lru_cache
@@ -237,33 +236,27 @@ def clip(args: argparse.Namespace) -> None:
     scale = nn.Parameter(torch.tensor(math.log(14.0)))
     params = [*vit.parameters(), *text.parameters(), scale]
     optimizer = torch.optim.AdamW(params, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    bar = tqdm(total=round(60 * args.minutes), unit="s", desc="clip")
-    start, step, mean_loss, shown = time.time(), 0, None, 0
-    for pictures, ids in DataLoader(Batches(args.pairs, args.seed), batch_size=None, num_workers=1,
-                                    prefetch_factor=8):
-        done = (time.time() - start) / (60 * args.minutes)       # the schedule follows the clock
-        if done >= 1:
-            break
+    mean_loss = None
+    batches = DataLoader(Batches(args.pairs, args.seed), batch_size=None, num_workers=1,
+                         prefetch_factor=8)
+    bar = tqdm(zip(range(args.steps), batches), "tiny-clip", args.steps)
+    for step, (pictures, ids) in bar:
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1, (step + 1) / 200) * (1 + math.cos(math.pi * done)) / 2
+            group["lr"] = args.lr * min(1, (step + 1) / 200) * (
+                1 + math.cos(math.pi * step / args.steps)) / 2
         loss = contrast(image_vectors(vit, pixels(pictures)), text(ids), ids,
                         scale.exp().clamp(max=100))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
-        step += 1
         mean_loss = loss.item() if mean_loss is None else 0.98 * mean_loss + 0.02 * loss.item()
-        bar.n = round(done * bar.total)
-        bar.set_postfix(step=step, loss=f"{mean_loss:.3f}")
-        if int(10 * done) > shown:
-            shown, paused = int(10 * done), time.time()
-            bar.write(f"{step} steps, loss {mean_loss:.3f}, retrieval {retrieval(vit, text):.3f}, "
-                      f"probe {probe(vit)}")
-            start += time.time() - paused
-    bar.close()
-    card = {"made by": f"python pretrain.py clip --minutes {args.minutes:g}", "steps": step,
-            "pictures seen": 2 * args.pairs * step, "loss": round(mean_loss, 3),
+        bar.set_postfix(loss=f"{mean_loss:.3f}")
+        if (step + 1) % 500 == 0:
+            bar.write(f"{step + 1} {mean_loss:.3f} retrieval {retrieval(vit, text):.3f} "
+                      f"{probe(vit)}")
+    card = {"made by": f"python pretrain.py clip --steps {args.steps}", "steps": args.steps,
+            "pictures seen": 2 * args.pairs * args.steps, "loss": round(mean_loss, 3),
             "retrieval of 512": round(retrieval(vit, text), 3), "linear probe": probe(vit),
             "linear probe, untrained": untrained,
             "parameters": sum(p.numel() for p in vit.parameters())}
@@ -485,16 +478,23 @@ def language_model(args) -> None:
                 p.mul_(2.5)
             elif name == "shared.weight":
                 p.mul_(0.3)
+        if kind == "t5":            # untied, but it starts as a copy: words can be read off at once
+            model.head.weight.copy_(model.shared.weight * c.d ** -0.5 / 0.3)
     noise = 0.3 if kind == "bart" else 0.5     # T5's order embedding is noise of its own
-    groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
-              {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    # T5 folds the attention's scale into q: a step of Adam moves its scores sqrt(d_kv) times as far
+    # as BART's, and they never learn what to look for. So q's learning rate is folded, too.
+    slow = [p for n, p in model.named_parameters() if c.is_t5 and n.endswith(".q.weight")]
+    rest = [p for p in model.parameters() if not any(p is q for q in slow)]
+    groups = [{"params": [p for p in rest if p.dim() > 1], "weight_decay": 0.01, "share": 1.0},
+              {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "share": 1.0},
+              {"params": slow, "weight_decay": 0.01, "share": c.d_kv ** -0.5}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
     bar = tqdm(range(args.steps), f"tiny-{kind}")
     for step in bar:
         warm = min(1000, 1 + args.steps // 10)
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * min((step + 1) / warm,
-                                        (args.steps - step) / max(1, args.steps - warm))
+            group["lr"] = args.lr * group["share"] * min(
+                (step + 1) / warm, (args.steps - step) / max(1, args.steps - warm))
         cap = min(5, 2 + int(4 * step / (0.3 * args.steps)))   # first scenes of one or two objects
         how = ("plain" if r.random() < PLAIN_SHARE else
                "dense" if r.random() < DENSE_SHARE else "bags")
@@ -545,11 +545,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the tiny built-in weights.")
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("clip", help="the image tower, weights/tiny-clip")
-    command.add_argument("--minutes", type=float, default=25, help="of training")
+    command.add_argument("--steps", type=int, default=6500)
     command.add_argument("--pairs", type=int, default=32, help="scenes a batch; each has a twin")
     command.add_argument("--lr", type=float, default=1.5e-3)
     command.set_defaults(run=clip)
-    for kind, steps, lr in (("bart", 12000, 1.5e-3), ("t5", 9000, 2e-3)):
+    for kind, steps, lr in (("bart", 12000, 1.5e-3), ("t5", 6000, 1.5e-3)):
         command = commands.add_parser(kind, help=f"a language model, weights/tiny-{kind}")
         command.add_argument("--steps", type=int, default=steps)
         command.add_argument("--batch", type=int, default=64)

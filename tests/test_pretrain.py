@@ -75,7 +75,7 @@ def test_the_commands_work(tmp_path, monkeypatch):
         pretrain.main()
         assert t5.load(tmp_path / kind).config == t5.load(folder(kind)).config
     monkeypatch.setattr(pretrain, "probe", lambda *_: {})
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", "clip", "--minutes", "0.02", "--out",
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", "clip", "--steps", "3", "--out",
                                       str(tmp_path / "clip")])
     (tmp_path / "clip").mkdir()
     pretrain.main()
