@@ -472,14 +472,10 @@ def language_model(args) -> None:
     reader = Reader(folder)
     c = lm_config(kind, len(reader.tok))
     model = t5.EncoderDecoder(c).init_weights()
-    with torch.no_grad():           # the published laws are for d = 768: here they learn slowly
-        for name, p in model.named_parameters():
-            if p.dim() > 1 and kind == "bart":
-                p.mul_(2.5)
-            elif name == "shared.weight":
-                p.mul_(0.3)
-        if kind == "t5":            # untied, but it starts as a copy: words can be read off at once
-            model.head.weight.copy_(model.shared.weight * c.d ** -0.5 / 0.3)
+    if kind == "t5":
+        with torch.no_grad():       # of std 1, embeddings learn slowly; the head, though untied,
+            model.head.weight.copy_(model.shared.weight * c.d ** -0.5)      # starts as their copy
+            model.shared.weight.mul_(0.3)
     noise = 0.3 if kind == "bart" else 0.5     # T5's order embedding is noise of its own
     # T5 folds the attention's scale into q: a step of Adam moves its scores sqrt(d_kv) times as far
     # as BART's, and they never learn what to look for. So q's learning rate is folded, too.
