@@ -65,7 +65,7 @@ class Large(nn.Module):
 
     def __init__(self, d: int, add: "Add"):
         super().__init__()
-        self.net = Bottleneck(d, add.g or width(d, add), d, add)
+        self.net = Bottleneck(d, add.g or add.width(d), d, add)
 
     def forward(self, x: Tensor, H: Tensor, ctx: Context) -> Tensor:
         return torch.sigmoid(self.net(x))
@@ -105,7 +105,7 @@ class Small(nn.Module):
         self.w, self.mean = linear(2 * d, 1, add.std, add.zero), add.mean
 
     def forward(self, x: Tensor, H: Tensor, ctx: Context) -> Tensor:
-        g = torch.sigmoid(self.w(torch.cat([x, H], -1)))                # B, S, 1
+        g = torch.sigmoid(self.w(torch.cat([x, H], -1)))                  # B, S, 1
         if self.mean == "all" or ctx is None or ctx.mask is None:
             return g.mean(1, keepdim=True)
         real = ctx.mask[..., None].to(g.dtype)
@@ -119,7 +119,7 @@ GATES = {"large": Large, "middleX": MiddleX, "middleY": MiddleY, "small": Small}
 
 @dataclass(frozen=True)
 class Add:
-    """Description of one module; `width` fields left at 0 follow the site's width D."""
+    """Description of one module; widths left at 0 follow the site's width D."""
     reads: str = "h"                   # dh is a function of h (one after the other) or x (parallel)
     r: int = 0                         # bottleneck; 0: D / reduction
     reduction: int = 8
@@ -137,9 +137,13 @@ class Add:
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
 
-
-def width(d: int, add: Add) -> int:
-    return add.r or d // add.reduction
+    def width(self, d: int) -> int:
+        """The bottleneck at a site of width D."""
+        r = self.r or d // self.reduction
+        if r < 1:
+            raise ValueError(f"a bottleneck of {d} / {self.reduction} has no room: give r, or a "
+                             f"reduction of at most {d}")
+        return r
 
 
 class Adapter(nn.Module):
@@ -153,7 +157,7 @@ class Adapter(nn.Module):
     def __init__(self, add: Add, d_in: int, d_out: int):
         super().__init__()
         self.reads_x, self.scale, self.s = add.reads == "x", add.scale, add.s
-        self.net = Bottleneck(d_in if self.reads_x else d_out, width(d_out, add), d_out, add)
+        self.net = Bottleneck(d_in if self.reads_x else d_out, add.width(d_out), d_out, add)
         self.gate = GATES[add.gate](d_out, add) if add.gate else None
 
     def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
