@@ -556,6 +556,8 @@ def main() -> None:
         command.add_argument("--seed", type=int, default=0)
         command.add_argument("--out", type=Path, help="folder to write to")
     args = parser.parse_args()
+    if args.steps < 1:
+        parser.error(f"--steps is {args.steps}; it must be at least 1")
     args.run(args)
 
 

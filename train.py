@@ -438,6 +438,9 @@ def main(argv: list[str] | None = None) -> None:
             config = replace(read_run(args.resume or args.test), device=config.device)
         else:
             config = resolve(config)
+            if file := next((p for p in Path(config.out).parents if p.is_file()), None):
+                raise NotADirectoryError(f"{file} is a file, so {config.out} cannot be made: name "
+                                         "another --out")
             if Path(config.out).exists():
                 raise FileExistsError(f"{config.out} exists: name another --out, delete it, or go "
                                       f"on with --resume {config.out}")

@@ -213,6 +213,12 @@ def test_a_finished_run_is_not_overwritten(small, done, monkeypatch, tmp_path):
     assert train.free_folder(config) == "out/vlpet-large-2"
 
 
+def test_out_inside_a_file(small, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="is a file"):
+        train.main(arguments(small, tmp_path / "file" / "out"))
+
+
 def test_a_changed_configuration_is_named(done, tmp_path):
     config = json.loads((done / "config.json").read_text())
     for broken, named in ((config | {"colour": 1}, "colour"), (config | {"lr": "1"}, "--lr"),
