@@ -7,52 +7,225 @@ VL-Adapter (Sung et al., CVPR 2022, arXiv 2112.06825) and VL-PET (Hu et al., ICC
     x   what went into it; at a sub-layer the residual stream (on T5 before its norm)
 
 and a method is a row of a table that says which function stands at which sites and what else is
-trained. This file knows no backbone; model.py installs a row on one.
+trained. One formula covers nearly all of them:
+
+    h' = s G (.) (h + scale dh),    dh = U f(D z + b_D) + b_U,    z = h or x
+
+    Adapter   G = 1, z = h                         Compacter    D, U sums of Kronecker products
+    VL-PET    G a granularity matrix               Hyperformer  D, U generated for each task
+    LoRA      z = x, f and the biases left out     DoRA         G = m / |W + scale U D|
+    (IA)3     no dh, G = 1 + z                     prompt       tokens in front, no h at all
+
+Read downwards: the matrices, the gates, what stands at a site, the table, changes of a row. This
+file knows no backbone; model.py installs a row on one.
 
     python model.py --lm bart-base --features 2048      # every row and what it trains
     python -m pytest tests/test_methods.py
 """
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# B batch, S tokens, D width of the site, R bottleneck, G width of the large gate's bottleneck.
+# B batch, S tokens, D width of the site, R bottleneck, n Kronecker terms, K tasks, L layers.
 
 
 @dataclass(frozen=True)
 class Context:
-    """The one thing passed down beside tensors."""
+    """The one thing passed down beside tensors: what a site may know besides h and x."""
     mask: Tensor | None = None         # (B, S) True on real tokens
+    rows: dict[str, Tensor] = field(default_factory=dict)      # task -> its examples, of 0..B-1
+    generated: dict[str, dict] = field(default_factory=dict)   # task -> place -> D, b_D, U, b_U
 
+    def by_task(self, run: Callable, *tensors: Tensor) -> Tensor:
+        """run(task, its rows of the tensors, their context), every result back in its place.
+
+        A tensor may hold several rows an example, side by side: the beams of a decoder.
+        """
+        if not self.rows:
+            raise ValueError("there is a module for each task here, but the batch names no tasks")
+        if len(self.rows) == 1:
+            return run(*self.rows, *tensors, self)
+        beams = len(tensors[0]) // sum(map(len, self.rows.values()))
+        parts, places = [], []
+        for task, rows in self.rows.items():
+            many = (rows[:, None] * beams + torch.arange(beams, device=rows.device)).flatten()
+            ctx = replace(self, mask=None if self.mask is None else self.mask[rows],
+                          rows={task: rows})
+            parts.append(run(task, *(t[many] for t in tensors), ctx))
+            places.append(many)
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
+
+class PerTask(nn.ModuleDict):
+    """One module a task: every example passes through its own task's.
+
+    Each task has parameters of its own (not rows of a stacked tensor), so that those of an idle
+    task have no gradient at all: the optimiser then leaves them, its moments and decay alone.
+    """
+
+    def __init__(self, tasks: tuple[str, ...], make: Callable[[], nn.Module]):
+        if not tasks:
+            raise ValueError("this row has a module for each task: install it with tasks=(...)")
+        super().__init__({task: make() for task in tasks})
+
+    def forward(self, *args) -> Tensor:
+        *tensors, ctx = args
+        return ctx.by_task(lambda task, *own: self[task](*own), *tensors)
+
+
+# ------------------------------------------------------------------------ matrices
 
 def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def linear(d_in: int, d_out: int, std: float | None, zero: bool = False) -> nn.Linear:
-    """A new Linear with weight N(0, std) and bias 0; std None: PyTorch's default law."""
-    m = nn.Linear(d_in, d_out)
-    if zero or std is not None:
-        nn.init.normal_(m.weight, std=0.0 if zero else std)
-        nn.init.zeros_(m.bias)
-    return m
+class Dense(nn.Linear):
+    """y = W x + b: weight N(0, std), bias 0; std None: PyTorch's default law; zero: all zero."""
+
+    def __init__(self, d_in: int, d_out: int, std: float | None, zero: bool = False,
+                 bias: bool = True):
+        super().__init__(d_in, d_out, bias)
+        if zero or std is not None:
+            nn.init.normal_(self.weight, std=0.0 if zero else std)
+            if bias:
+                nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
+        return super().forward(x)
+
+    def matrix(self) -> Tensor:
+        return self.weight
+
+
+class Kronecker(nn.Module):
+    """y = x M + b,  M = sum_i R_i (x) W_i   (Compacter, Mahabadi et al. 2021, arXiv 2106.04647)
+
+    R is n x n x n, W n x (in / n) x (out / n): 1 / n of a Dense's parameters (and n^3).
+    """
+
+    def __init__(self, d_in: int, d_out: int, n: int, zero: bool = False, bias: bool = True):
+        super().__init__()
+        if d_in % n or d_out % n:
+            raise ValueError(f"{n} Kronecker terms must divide both widths, {d_in} and {d_out}")
+        self.R = nn.Parameter(torch.empty(n, n, n).normal_(std=0.01))
+        self.W = nn.Parameter(torch.zeros(n, d_in // n, d_out // n))
+        self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
+        for W in () if zero else self.W.data:
+            nn.init.xavier_uniform_(W, gain=2 ** 0.5)
+
+    def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
+        n, d_in = self.R.size(0), self.R.size(0) * self.W.size(1)
+        # Two small products cost (tokens) (in + n^2) out, a product with M (tokens + n) in out.
+        if x.numel() // d_in * n >= d_in:
+            return F.linear(x, self.matrix(), self.bias)
+        y = torch.einsum("...ac,icd->...iad", x.unflatten(-1, (n, -1)), self.W)
+        y = torch.einsum("...iad,iab->...bd", y, self.R).flatten(-2)
+        return y if self.bias is None else y + self.bias
+
+    def matrix(self) -> Tensor:
+        return torch.einsum("iab,icd->bdac", self.R, self.W).flatten(2).flatten(0, 1)   # out, in
 
 
 class Bottleneck(nn.Module):
-    """U gelu(D x + b_D) + b_U: (..., D) -> (..., R) -> (..., out).
+    """U f(D x + b_D) + b_U: (..., D) -> (..., R) -> (..., out), f = gelu or nothing.
 
     VL-PET's multi-head down-projection (N_h heads of width R / N_h, concatenated) is exactly this
-    one Linear D -> R, with the same initial law.
+    one D -> R, with the same initial law.
     """
 
-    def __init__(self, d: int, r: int, out: int, add: "Add"):
+    def __init__(self, d: int, r: int, out: int, add: "Add", tasks: tuple[str, ...] = ()):
         super().__init__()
-        self.down, self.up = linear(d, r, add.std), linear(r, out, add.std, add.zero)
+        self.linear = add.linear
+        self.down = self.half(d, r, add, tasks, "down")
+        self.up = self.half(r, out, add, tasks, "up")
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(gelu(self.down(x)))
+    @staticmethod
+    def half(d_in: int, d_out: int, add: "Add", tasks: tuple[str, ...], which: str) -> nn.Module:
+        zero, bias = add.zero and which == "up", not add.linear
+
+        def make():
+            return (Kronecker(d_in, d_out, add.n, zero, bias) if add.matrix == "kronecker"
+                    else Dense(d_in, d_out, add.std, zero, bias))
+        return PerTask(tasks, make) if add.per_task == which else make()
+
+    def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
+        y = self.down(x, ctx)
+        return self.up(y if self.linear else gelu(y), ctx)
+
+
+class Generated(nn.Module):
+    """A bottleneck without parameters: a hypernetwork makes D, b_D, U, b_U for (task, place)."""
+
+    def __init__(self, d: int, r: int, out: int, place: str):
+        super().__init__()
+        self.shape, self.place = (d, r, out), place
+
+    def forward(self, x: Tensor, ctx: Context) -> Tensor:
+        def run(task: str, x: Tensor, _) -> Tensor:
+            D, b_D, U, b_U = ctx.generated[task][self.place]
+            return F.linear(gelu(F.linear(x, D, b_D)), U, b_U)
+        return ctx.by_task(run, x)
+
+
+class HyperStack(nn.Module):
+    """Writes the adapters of one stack, all layers in one go.
+
+        c = LayerNorm(W_2 relu(W_1 [t_k ; l_i] + b_1) + b_2)       task k, layer i;  W_2: 128 -> p
+        D = view(A c + a, R x D), and so b_D, U, b_U               A, a: one of each a kind of site
+    """
+
+    def __init__(self, sites: dict[str, list[Generated]], p: int, std: float, std_layers: float,
+                 size: int, hidden: int = 128):
+        super().__init__()
+        self.places = {site: [m.place for m in made] for site, made in sites.items()}
+        self.shapes = {site: made[0].shape for site, made in sites.items()}
+        count = max(map(len, sites.values()))
+        self.layers = nn.Parameter(torch.randn(count, size) * std_layers)
+        self.W1, self.W2 = Dense(2 * size, hidden, std), Dense(hidden, p, std)
+        self.norm = nn.LayerNorm(p, 1e-6)
+        self.make = nn.ModuleDict({
+            site: nn.ModuleList(Dense(p, n, std) for n in (r * d, r, out * r, out))
+            for site, (d, r, out) in self.shapes.items()})
+
+    def forward(self, t: Tensor) -> dict[str, tuple[Tensor, ...]]:
+        """Task embeddings (K, 512) -> place -> D (K, R, D), b_D (K, R), U (K, out, R), b_U."""
+        # c is small: one at a time, so that its sums round as in the papers' code (golden files).
+        c = [self.norm(self.W2(F.relu(self.W1(torch.cat([tk, li])))))
+             for tk in t for li in self.layers]
+        c, out = torch.stack(c).unflatten(0, (len(t), -1)), {}                   # K, L, p
+        for site, (d, r, o) in self.shapes.items():
+            D, b_D, U, b_U = (make(c) for make in self.make[site])
+            D, U = D.unflatten(-1, (r, d)), U.unflatten(-1, (o, r))
+            for i, place in enumerate(self.places[site]):
+                out[place] = D[:, i], b_D[:, i], U[:, i], b_U[:, i]
+        return out
+
+
+class Hypernetwork(nn.Module):
+    """Hyperformer (Mahabadi et al. 2021, arXiv 2106.04489): a small network writes all adapters.
+
+    Task embeddings are shared by encoder and decoder. stacks: stack -> site -> its Generated.
+    """
+
+    def __init__(self, tasks: tuple[str, ...], stacks: dict[str, dict[str, list[Generated]]],
+                 add: "Add", std_layers: float, size: int = 512):
+        super().__init__()
+        if not tasks:
+            raise ValueError("a hypernetwork writes for each task: install it with tasks=(...)")
+        self.tasks = nn.ParameterDict({task: torch.randn(size) for task in tasks})
+        self.stacks = nn.ModuleDict({stack: HyperStack(sites, add.p, add.std, std_layers, size)
+                                     for stack, sites in stacks.items()})
+
+    def forward(self, tasks: list[str]) -> dict[str, dict[str, tuple[Tensor, ...]]]:
+        """What Context.generated holds: task -> place -> D, b_D, U, b_U."""
+        t = torch.stack([self.tasks[task] for task in tasks])
+        made = {place: w for net in self.stacks.values() for place, w in net(t).items()}
+        return {task: {place: tuple(m[k] for m in w) for place, w in made.items()}
+                for k, task in enumerate(tasks)}
 
 
 # ------------------------------------------------------------------------ granularity (VL-PET)
@@ -65,7 +238,8 @@ class Large(nn.Module):
 
     def __init__(self, d: int, add: "Add"):
         super().__init__()
-        self.net = Bottleneck(d, add.g or add.width(d), d, add)
+        dense = replace(add, matrix="dense", linear=False, per_task="")
+        self.net = Bottleneck(d, add.g or add.width(d), d, dense)
 
     def forward(self, x: Tensor, H: Tensor, ctx: Context) -> Tensor:
         return torch.sigmoid(self.net(x))
@@ -76,7 +250,7 @@ class MiddleX(nn.Module):
 
     def __init__(self, d: int, add: "Add"):
         super().__init__()
-        self.w = linear(d, 1, add.std, add.zero)
+        self.w = Dense(d, 1, add.std, add.zero)
 
     def forward(self, x: Tensor, H: Tensor, ctx: Context) -> Tensor:
         return torch.sigmoid(self.w(x + H))
@@ -97,12 +271,13 @@ class Small(nn.Module):
     """G = mean over tokens of sigmoid(w . [x ; H] + b)                            B, 1, 1
 
     The published code averages over padding too, so that an example's output depends on the
-    others of its batch; `mean="all"` does so for comparison, "real" leaves padding out.
+    others of its batch; `mean="all"` does so for comparison, "real" leaves padding out. In a
+    decoder it would average over tokens to come, so no row may put it there.
     """
 
     def __init__(self, d: int, add: "Add"):
         super().__init__()
-        self.w, self.mean = linear(2 * d, 1, add.std, add.zero), add.mean
+        self.w, self.mean = Dense(2 * d, 1, add.std, add.zero), add.mean
 
     def forward(self, x: Tensor, H: Tensor, ctx: Context) -> Tensor:
         g = torch.sigmoid(self.w(torch.cat([x, H], -1)))                  # B, S, 1
@@ -117,25 +292,47 @@ GATES = {"large": Large, "middleX": MiddleX, "middleY": MiddleY, "small": Small}
 
 # ------------------------------------------------------------------------ what stands at a site
 
+ALLOWED = {"reads": ("h", "x"), "matrix": ("dense", "kronecker", "generated", "none"),
+           "gate": (None, *GATES, "dora"), "mean": ("real", "all"),
+           "per_task": ("", "all", "down", "up")}
+
+
 @dataclass(frozen=True)
 class Add:
-    """Description of one module; widths left at 0 follow the site's width D."""
-    reads: str = "h"                   # dh is a function of h (one after the other) or x (parallel)
+    """Description of one Adapter; widths left at 0 follow the site's width D."""
+    reads: str = "h"                   # z: dh is a function of h (in a row) or of x (parallel)
+    matrix: str = "dense"              # D and U: dense, kronecker, generated; none: no dh
     r: int = 0                         # bottleneck; 0: D / reduction
     reduction: int = 8
+    heads: int = 1                     # N_h of VL-PET: must divide r, changes nothing (Bottleneck)
+    n: int = 2                         # Kronecker terms
+    p: int = 8                         # width of the hypernetwork's c
+    linear: bool = False               # f and the biases left out (LoRA)
+    dropout: float = 0.0               # of z
     scale: float = 1.0                 # of dh
-    gate: str | None = None            # a key of GATES
+    alpha: float | None = None         # scale is alpha / r (LoRA)
+    gate: str | None = None            # a key of GATES, or dora
     g: int = 0                         # the large gate's bottleneck; 0: like r
     s: float = 1.0                     # of the (gated) sum
     mean: str = "real"                 # tokens that small averages: "real" or "all"
     std: float | None = 0.02           # initial law of the weights; None: PyTorch's default
     zero: bool = False                 # up-projection and gate start at zero: G = 1/2 (middleY: 1)
+    per_task: str = ""                 # one a task: "all" of it, its "down" or its "up" alone
 
     def __post_init__(self):
-        for name, allowed in (("reads", ("h", "x")), ("gate", (None, *GATES)),
-                              ("mean", ("real", "all"))):
+        for name, allowed in ALLOWED.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
+        if self.gate == "dora" and not (self.linear and self.reads == "x"
+                                        and self.matrix in ("dense", "kronecker")):
+            raise ValueError("gate 'dora' is for LoRA's linear update of x: start from row dora")
+        if self.matrix == "generated" and (self.per_task or self.linear):
+            raise ValueError("a generated module is one a task already, with gelu and biases: "
+                             "leave per_task and linear out")
+        if self.matrix == "none" and self.gate is None or min(
+                self.reduction, self.n, self.p, self.heads) < 1 or min(self.r, self.g) < 0:
+            raise ValueError("matrix 'none' needs a gate; reduction, n, p and heads are at least "
+                             "1, r and g at least 0")
 
     def width(self, d: int) -> int:
         """The bottleneck at a site of width D."""
@@ -143,72 +340,277 @@ class Add:
         if r < 1:
             raise ValueError(f"a bottleneck of {d} / {self.reduction} has no room: give r, or a "
                              f"reduction of at most {d}")
+        if r % self.heads:
+            raise ValueError(f"a bottleneck of {r} cannot be shared by {self.heads} heads")
         return r
 
 
 class Adapter(nn.Module):
-    """h' = s G (.) (h + scale dh),  dh = U gelu(D h + b_D) + b_U,  without a gate G = 1
+    """h' = s G (.) (h + scale dh),  dh = U f(D z + b_D) + b_U,  without a gate G = 1
 
     Adapter (Houlsby et al. 2019, arXiv 1902.00751): no gate, dh of h. VL-PET's encoder modules:
     with a gate. VL-PET's decoder module: no gate, dh of x, at the value projection of the
     cross-attention, where x is the encoder's output: it is computed once a sequence.
+    LoRA (Hu et al. 2022, arXiv 2106.09685): h + (alpha / r) B A dropout(x), D = A, U = B.
+    (IA)3 (Liu et al. 2022, arXiv 2205.05638): no dh, a gate middleY that starts at 1.
     """
 
-    def __init__(self, add: Add, d_in: int, d_out: int):
+    def __init__(self, add: Add, d_in: int, d_out: int, tasks: tuple[str, ...] = (),
+                 place: str = ""):
         super().__init__()
-        self.reads_x, self.scale, self.s = add.reads == "x", add.scale, add.s
-        self.net = Bottleneck(d_in if self.reads_x else d_out, add.width(d_out), d_out, add)
-        self.gate = GATES[add.gate](d_out, add) if add.gate else None
+        self.reads_x, self.dropout, self.s = add.reads == "x", add.dropout, add.s
+        self.net, self.gate = None, None
+        if add.matrix != "none":
+            r, d = add.width(d_out), d_in if self.reads_x else d_out
+            self.scale = add.scale * (add.alpha / r if add.alpha else 1.0)
+            self.net = (Generated(d, r, d_out, place) if add.matrix == "generated" else
+                        Bottleneck(d, r, d_out, add, tasks))
+        if add.gate in GATES:
+            self.gate = GATES[add.gate](d_out, add)
+
+    def update(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
+        """H = h + scale dh"""
+        if self.net is None:
+            return h
+        z = F.dropout(x if self.reads_x else h, self.dropout, self.training)
+        return h + self.scale * self.net(z, ctx)
 
     def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
-        H = h + self.scale * self.net(x if self.reads_x else h)
+        H = self.update(h, x, ctx)
         return self.s * (H if self.gate is None else self.gate(x, H, ctx) * H)
+
+    def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The frozen W (out, in) and b with this module in them: W' x + b' = h'."""
+        if self.net is not None:
+            if not (self.reads_x and getattr(self.net, "linear", False)):
+                raise ValueError("only what is linear in x can be merged: LoRA, DoRA, (IA)3")
+            W = W + self.scale * self.net.up.matrix() @ self.net.down.matrix()
+        if self.gate is not None and not isinstance(self.gate, MiddleY):
+            raise ValueError("a gate that looks at its input cannot be merged")
+        G = self.s * (1.0 if self.gate is None else self.gate(None, None, None))
+        return (W.T * G).T, None if b is None else b * G
+
+
+class DoRA(Adapter):
+    """h' = G (.) (W x + scale U D x) + b,  G = m / |W + scale U D| (of each row)
+
+    Weight-decomposed LoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5): a granularity matrix with a
+    number a channel, like middleY. The norm is a constant for the gradient (section 4.3), m starts
+    at |W|, so that h' = h. linear: the frozen Linear of the site.
+    """
+
+    def __init__(self, add: Add, linear: nn.Linear, tasks: tuple[str, ...] = ()):
+        super().__init__(add, linear.in_features, linear.out_features, tasks)
+        self.frozen = (linear,)        # in a tuple: a module would become a part of this one
+        self.m = nn.Parameter(linear.weight.detach().norm(dim=1))
+
+    def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
+        (linear,) = self.frozen
+        b = 0 if linear.bias is None else linear.bias
+        M, _ = super().merged(linear.weight, None)
+        return self.m / M.norm(dim=1).detach() * (self.update(h, x, ctx) - b) + b
+
+    def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        M, _ = super().merged(W, None)
+        return (self.m / M.norm(dim=1))[:, None] * M, b
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Description of a SoftPrompt."""
+    length: int = 40
+    mid: int = 800
+    std: float | None = 0.02
+    per_task: str = ""                 # or "all"
+
+
+class SoftPrompt(nn.Module):
+    """P = W_2 tanh(W_1 E + b_1) + b_2, put in front of the encoder's text (prefix-tuning, Li and
+    Liang 2021, arXiv 2101.00190, at the input alone). E is length x D, W_1 D -> mid."""
+
+    def __init__(self, prompt: Prompt, d: int, std_tokens: float):
+        super().__init__()
+        self.E = nn.Parameter(torch.randn(prompt.length, d) * std_tokens)
+        self.W1, self.W2 = Dense(d, prompt.mid, prompt.std), Dense(prompt.mid, d, prompt.std)
+
+    def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
+        """Words (B, L, D), of which only B matters -> (B, length, D)."""
+        return self.W2(torch.tanh(self.W1(self.E))).expand(len(h), -1, -1)
 
 
 # ------------------------------------------------------------------------ the table of methods
 
 SUBLAYERS = ("encoder.self_attn", "encoder.ffn",
              "decoder.self_attn", "decoder.cross_attn", "decoder.ffn")
+ATTENTION = tuple(site for site in SUBLAYERS if "attn" in site)
+ENCODER = SUBLAYERS[:2]
 
 
 @dataclass(frozen=True)
 class Method:
     """A row: what stands at which sites, and which of the backbone's own weights are opened."""
-    at: dict[str, Add] = field(default_factory=dict)
-    open: tuple[str, ...] = ()         # of OPEN in model.py: norms, encoder.norms, all
+    at: dict[str, Add | Prompt] = field(default_factory=dict)
+    open: tuple[str, ...] = ()         # of OPEN in model.py: norms, encoder.norms, biases, all
+
+    def __post_init__(self):
+        for site, add in self.at.items():
+            if (getattr(add, "gate", None) == "small" and site.startswith("decoder")
+                    and not site.endswith(("cross_attn.k", "cross_attn.v"))):
+                raise ValueError(f"gate 'small' at {site} would average over the tokens to come: "
+                                 "in a decoder take middleX, middleY or large")
+            if isinstance(add, Prompt) != (site == "encoder.prompt"):
+                raise ValueError(f"a {type(add).__name__} cannot stand at {site}: a prompt stands "
+                                 "at encoder.prompt, everything else behind a sub-layer or Linear")
+
+
+def parts(t5: bool) -> dict[str, Add | Prompt]:
+    """What rows are made of, by name, with the papers' settings for BART or for T5.
+
+    Deliberate: on T5 the papers' adapters reduce by 4, and VL-PET's start at zero and scale the
+    sub-layer's output by 0.3.
+    """
+    add = Add(std=None) if t5 else Add()
+    light = replace(add, reads="x", zero=t5)
+    gated = replace(add, heads=4, s=0.3 if t5 else 1.0, zero=t5)
+    lora = Add(reads="x", linear=True, r=150 if t5 else 128, alpha=32, dropout=0.1, std=None,
+               zero=True)
+    found = {
+        "adapter": replace(add, reduction=4 if t5 else 8), "adapter-light": light,
+        "compacter": replace(add, matrix="kronecker"),
+        "compacter-light": replace(light, matrix="kronecker"),
+        "hyperformer": Add(matrix="generated", std=0.01 if t5 else 0.02),
+        "lora": lora, "dora": replace(lora, gate="dora"),
+        "ia3": Add(matrix="none", gate="middleY", zero=True),
+        "prompt": Prompt(std=add.std),
+    }
+    for gate in GATES:
+        found[f"adapter+{gate}"] = replace(gated, gate=gate, reduction=4 if t5 else 8)
+        found[f"compacter+{gate}"] = replace(gated, gate=gate, matrix="kronecker")
+    return found
 
 
 def methods(t5: bool) -> dict[str, Method]:
-    """Every row by name, with the papers' settings for BART or for T5.
+    """Every row by name. Deliberate: on T5 the papers leave all norms frozen but VL-PET's, and T5
+    has no biases, so that there is no row bitfit."""
+    part = parts(t5)
+    norms, biases = ((), ()) if t5 else (("norms",), ("biases",))
 
-    Deliberate: on T5 the papers' adapters leave all norms frozen and reduce by 4, and VL-PET's
-    start at zero and scale the sub-layer's output by 0.3.
-    """
-    add = Add(reduction=4, std=None) if t5 else Add()
-    gated = replace(add, s=0.3, zero=True) if t5 else add
-    value = replace(gated, reads="x", reduction=8, s=1.0)
+    def everywhere(add: Add) -> Method:
+        return Method({site: add for site in SUBLAYERS}, norms)
+
+    def attention(add: Add, open: tuple[str, ...], linears: str = "qv", **more) -> Method:
+        return Method({f"{site}.{w}": add for site in ATTENTION for w in linears} | more, open)
+
+    def multiple(add: Add | Prompt, which: str = "all") -> Add | Prompt:
+        return replace(add, per_task=which)
+
+    narrow = replace(part["adapter"], reduction=8)
     rows = {
         "frozen": Method(),
         "norms": Method(open=("norms",)),
         "full": Method(open=("all",)),
-        "adapter": Method({site: add for site in SUBLAYERS}, () if t5 else ("norms",)),
+        "bitfit": Method(open=("biases",)),
+        "adapter": everywhere(part["adapter"]),
+        "adapter-multiple": everywhere(multiple(narrow)),
+        "adapter-half-shared": everywhere(multiple(narrow, "down")),
+        "compacter": everywhere(part["compacter"]),
+        "compacter-multiple": everywhere(multiple(part["compacter"])),
+        "hyperformer": everywhere(part["hyperformer"]),
+        "lora": attention(part["lora"], biases),
+        "lora-multiple": attention(multiple(part["lora"]), biases),
+        "dora": attention(part["dora"], biases),
+        "ia3": attention(part["ia3"], (), "kv", **{
+            f"{stack}.ffn.hidden": part["ia3"] for stack in ("encoder", "decoder")}),
+        "prompt": Method({"encoder.prompt": part["prompt"]}),
+        "prompt-multiple": Method({"encoder.prompt": multiple(part["prompt"])}),
     }
-    for name in ("small", "middleX", "middleY", "large"):
-        encoder = replace(gated, gate=name)
-        rows[f"vlpet-{name}"] = Method(
-            {"encoder.self_attn": encoder, "encoder.ffn": encoder, "decoder.cross_attn.v": value},
-            ("encoder.norms",))
-    return rows
+    if t5:
+        del rows["bitfit"]
+    # VL-PET's designs: G behind the encoder's modules, one light module for each decoder block.
+    # VL-PET itself is "adapter + G" (its heads are one matrix, see Bottleneck): one row, two names.
+    for base in ("adapter", "compacter"):
+        for gate in GATES:
+            at = dict.fromkeys(ENCODER, part[f"{base}+{gate}"])
+            at["decoder.cross_attn.v"] = part[f"{base}-light"]
+            rows[f"{base}+{gate}"] = Method(at, ("encoder.norms",))
+    return rows | {f"vlpet-{gate}": rows[f"adapter+{gate}"] for gate in GATES}
 
 
-def row(name: str, t5: bool, **changes) -> Method:
-    """Row `name`, with fields of its modules replaced where they are named (r=..., s=...)."""
+# ------------------------------------------------------------------------ changes of a row
+
+FIELDS = {f.name: (get_args(f.type) or (f.type,)) for kind in (Add, Prompt) for f in fields(kind)}
+
+
+def row(name: str, t5: bool, changes: str = "") -> Method:
+    """Row `name` with changes, a comma between them:
+
+        r=48                          a field of Add or Prompt, wherever a module has it
+        encoder.gate=none             the same, at the sites whose names begin so
+        decoder.cross_attn.v=none     nothing at these sites ("decoder=none": in no decoder site)
+        decoder.cross_attn.k=lora     one of the parts at a site
+        open=norms+biases             what the row opens of the backbone (none: nothing)
+
+    Raises ValueError naming what is unknown and what is allowed.
+    """
     rows = methods(t5)
     if name not in rows:
-        raise ValueError(f"there is no method {name!r}; there are {', '.join(rows)}")
-    unknown = changes.keys() - {f.name for f in fields(Add)}
-    if unknown:
-        raise ValueError(f"no module has a field {', '.join(sorted(unknown))}; "
-                         f"there are {', '.join(f.name for f in fields(Add))}")
-    found = rows[name]
-    return replace(found, at={site: replace(add, **changes) for site, add in found.at.items()})
+        raise ValueError(f"there is no method {name!r}{' on T5' * t5}; there are {', '.join(rows)}")
+    method = rows[name]
+    for change in filter(None, changes.split(",")):
+        key, _, value = (word.strip() for word in change.partition("="))
+        if not (key and value):
+            raise ValueError(f"{change!r} is no change of a row: write FIELD=VALUE or SITE=PART")
+        method = changed(method, key, value, parts(t5))
+    return method
+
+
+def changed(method: Method, key: str, value: str, part: dict[str, Add | Prompt]) -> Method:
+    """The method with one change of those that `row` lists."""
+    if key == "open":
+        return replace(method, open=() if value == "none" else tuple(value.split("+")))
+    path, _, name = key.rpartition(".") if key.rpartition(".")[2] in FIELDS else (key, "", "")
+    there = [site for site in method.at if not path or f"{site}.".startswith(f"{path}.")]
+    there = [site for site in there if not name or hasattr(method.at[site], name)]
+    if name:
+        new = {site: replace(method.at[site], **{name: parse(key, value)}) for site in there}
+    elif value in part:
+        there, new = [key], {key: part[value]}
+    elif value == "none":
+        new = {}
+    else:
+        raise ValueError(f"{key}={value}: {value!r} is no part for a site, {key!r} no field; parts "
+                         f"are {', '.join(part)}; fields are {', '.join(FIELDS)}")
+    if not there:
+        raise ValueError(f"{key}={value}: {f'no module with a {name}' if name else 'nothing'} is "
+                         f"there; the row's sites are {', '.join(method.at) or '-'}")
+    kept = {site: add for site, add in method.at.items() if name or site not in there}
+    return replace(method, at=kept | new)
+
+
+def parse(key: str, value: str) -> object:
+    """The text of a field's value: none, yes or no, a number, a word."""
+    kind, *other = FIELDS[key.rpartition(".")[2]]                               # float | None
+    try:
+        if value == "none" and other:
+            return None
+        return {"yes": True, "no": False}[value] if kind is bool else kind(value)
+    except (KeyError, ValueError):
+        raise ValueError(f"{key} is {value!r}; it must be "
+                         f"{'yes or no' if kind is bool else kind.__name__}") from None
+
+
+def build(add: Add | Prompt, d_in: int, d_out: int, tasks: tuple[str, ...], place: str,
+          linear: nn.Linear | None, std_tokens: float) -> nn.Module:
+    """The module that a description stands for, one a task where it says so.
+
+    place: the site's name, for what is generated there. linear: the site's Linear, if it is one.
+    """
+    def make():
+        if isinstance(add, Prompt):
+            return SoftPrompt(add, d_out, std_tokens)
+        if add.gate != "dora":
+            return Adapter(add, d_in, d_out, tasks, place)
+        if linear is None:
+            raise ValueError(f"dora stands at Linears (.q .k .v .o .wi .wo), not at {place}")
+        return DoRA(add, linear, tasks)
+    return PerTask(tasks, make) if add.per_task == "all" else make()

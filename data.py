@@ -27,6 +27,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,6 @@ class Task:
     text_tokens: int | None  # longest encoder text and target, special tokens included
     target_tokens: int
     share: tuple[int, int]  # batch size as a fraction of vqa's
-    pictures: int  # an example
     loss: str  # mean over "examples", over "tokens" of the batch, or over examples times "score"
     decode: str  # "greedy", "beam" (5 beams) or "choice" (compare the logits of CHOICES)
     read: Callable[[Path, str], Iterable[Example]]
@@ -189,11 +189,11 @@ class Task:
 
 TASKS = {
     "vqa": Task(
-        "vqa: ", 20, 10, (60, 60), 1, "score", "greedy", read_vqa,
+        "vqa: ", 20, 10, (60, 60), "score", "greedy", read_vqa,
         {split: (f"vqa/karpathy_{split}.json",) for split in SPLITS},
     ),
     "gqa": Task(
-        "gqa: ", 20, 10, (100, 60), 1, "examples", "greedy", read_gqa,
+        "gqa: ", 20, 10, (100, 60), "examples", "greedy", read_gqa,
         {  # GQA keeps its test answers to itself, so papers report test-dev and train on valid
             "train": ("GQA/train.json", "GQA/valid.json"),
             "val": ("GQA/testdev.json",),
@@ -201,11 +201,11 @@ TASKS = {
         },
     ),
     "nlvr": Task(
-        "nlvr: ", None, 10, (20, 60), 2, "examples", "choice", read_nlvr,
+        "nlvr: ", None, 10, (20, 60), "examples", "choice", read_nlvr,
         {"train": ("nlvr/train.json",), "val": ("nlvr/valid.json",), "test": ("nlvr/test.json",)},
     ),
     "caption": Task(
-        "caption: ", 40, 20, (50, 60), 1, "tokens", "beam", read_coco,
+        "caption: ", 40, 20, (50, 60), "tokens", "beam", read_coco,
         {split: ("COCO/dataset_coco.json",) for split in SPLITS},
     ),
 }  # fmt: skip
@@ -241,17 +241,17 @@ def load(task: str, split: str, folder: str | Path) -> list[Example]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one task as tensors. Visual axis: P pictures x N tokens, row-major each."""
+    """Examples as tensors. Visual axis: P pictures x N tokens, row-major each."""
 
-    task: str
+    tasks: tuple[str, ...]  # B: the task of each example
     input_ids: Tensor  # B, L long, padded on the right
     feats: Tensor  # B, P*N, F float32
     boxes: Tensor  # B, P*N, 4 float32: x1, x2, y1, y2 in 0..1 (zeros if so wished)
     image_ids: Tensor  # B, P*N long: 0 for the first picture, 1 for the second
     order_ids: Tensor  # B, P*N long: 0..N-1, again for each picture
+    seen: Tensor | None  # B, P*N bool: False on padding (where some have two pictures); None: all
     labels: Tensor  # B, T long, -100 on padding
-    scores: Tensor | None  # B float32: soft score of the answer in labels; None: all count alike
-    loss: str  # of TASKS: what the loss is a mean over
+    weights: Tensor  # B float32: of the cross-entropy of each of the example's target tokens
 
     def to(self, device: torch.device | str) -> "Batch":
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -301,6 +301,20 @@ def grid_boxes(tokens: int) -> Tensor:
     return boxes.reshape(tokens, 4)
 
 
+def loss_weights(kinds: list[str], scores: Tensor, labels: Tensor) -> Tensor:
+    """Weights w (B,) with which a batch's loss is sum_i w_i sum_t CE_it, as the papers train:
+
+    "examples": the mean over examples of the mean over their tokens; "score": the same, times the
+    soft score of the drawn answer; "tokens": the mean over all tokens of these examples. Where
+    kinds meet in one batch, each counts by its share of the examples.
+    """
+    count = (labels != -100).sum(1).float()
+    by_token = torch.tensor([kind == "tokens" for kind in kinds])
+    mean = torch.where(by_token, (count * by_token).sum() / by_token.sum().clamp(min=1), count)
+    scored = torch.tensor([kind == "score" for kind in kinds])
+    return torch.where(scored, scores, 1.0) / mean / len(kinds)
+
+
 def collate(
     examples: list[Example],
     tokenizer,
@@ -310,7 +324,7 @@ def collate(
     boxes: str = "grid",
     seed_key: tuple | None = None,
 ) -> Batch:
-    """Examples of one task -> Batch.
+    """Examples -> Batch; they may belong to different tasks.
 
     tokenizer: has encode(text, max_length=None) -> ids with special tokens, and pad_id.
     features: has stack(picture ids) -> (pictures, N, F) float32.
@@ -320,27 +334,38 @@ def collate(
     """
     if boxes not in ("grid", "zero"):
         raise ValueError(f"boxes is {boxes!r}; it may be 'grid' or 'zero'.")
-    name = examples[0].task
-    assert all(ex.task == name for ex in examples), "a batch belongs to one task"
-    task, size = TASKS[name], len(examples)
-    prefix = task.prefix if task_names else ""
-    texts = [token_ids(tokenizer, prefix + ex.text, task.text_tokens) for ex in examples]
+    tasks = [TASKS[ex.task] for ex in examples]
+    texts = [
+        token_ids(tokenizer, (task.prefix if task_names else "") + ex.text, task.text_tokens)
+        for ex, task in zip(examples, tasks)
+    ]
     drawn = [draw_answer(ex, seed_key) for ex in examples]
-    answers = [token_ids(tokenizer, answer, task.target_tokens) for answer, _ in drawn]
+    answers = [
+        token_ids(tokenizer, answer, task.target_tokens)
+        for (answer, _), task in zip(drawn, tasks)
+    ]
+    labels, scores = pad(answers, -100), torch.tensor([soft for _, soft in drawn])
 
     feats = torch.as_tensor(features.stack([i for ex in examples for i in ex.images]))  # B*P, N, F
-    tokens, total = feats.shape[1], task.pictures * feats.shape[1]
+    size, pictures, tokens = len(examples), [len(ex.images) for ex in examples], feats.shape[1]
+    most = max(pictures)
+    seen = None
+    if min(pictures) == most:
+        feats = feats.reshape(size, most * tokens, feats.shape[2])
+    else:
+        feats = pad_sequence([f.flatten(0, 1) for f in feats.split(pictures)], batch_first=True)
+        seen = torch.arange(most * tokens) < torch.tensor(pictures)[:, None] * tokens
     corners = grid_boxes(tokens) if boxes == "grid" else torch.zeros(tokens, 4)
     return Batch(
-        task=name,
+        tasks=tuple(ex.task for ex in examples),
         input_ids=pad(texts, tokenizer.pad_id),
-        feats=feats.reshape(size, total, feats.shape[2]),
-        boxes=corners.repeat(task.pictures, 1).expand(size, total, 4),
-        image_ids=torch.arange(task.pictures).repeat_interleave(tokens).expand(size, total),
-        order_ids=torch.arange(tokens).repeat(task.pictures).expand(size, total),
-        labels=pad(answers, -100),
-        scores=torch.tensor([soft for _, soft in drawn]) if task.loss == "score" else None,
-        loss=task.loss,
+        feats=feats,
+        boxes=corners.repeat(most, 1).expand(size, most * tokens, 4),
+        image_ids=torch.arange(most).repeat_interleave(tokens).expand(size, most * tokens),
+        order_ids=torch.arange(tokens).repeat(most).expand(size, most * tokens),
+        seen=seen,
+        labels=labels,
+        weights=loss_weights([task.loss for task in tasks], scores, labels),
     )
 
 

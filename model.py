@@ -9,6 +9,7 @@ adapters.py's table.
 """
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -25,6 +26,12 @@ from adapters import Context, Method
 # F feature width, V vocabulary.
 
 STACKS, NORMS = ("encoder", "decoder"), (nn.LayerNorm, nn.RMSNorm)
+TASKS = ("vqa", "gqa", "nlvr", "caption")            # of the papers' tables
+
+
+def std_tokens(c: t5.Config) -> float:
+    """The law of what is new among tokens: N(0, 1) on T5, as its word embedding, else N(0, 0.02)"""
+    return 1.0 if c.is_t5 else 0.02
 
 
 class VisualEmbedding(nn.Module):
@@ -37,10 +44,10 @@ class VisualEmbedding(nn.Module):
     def __init__(self, width: int, c: t5.Config):
         super().__init__()
         std = None if c.is_t5 else 0.02
-        self.feat, self.feat_norm = adapters.linear(width, c.d, std), t5.make_norm(c)
-        self.box, self.box_norm = adapters.linear(5, c.d, std), t5.make_norm(c)
+        self.feat, self.feat_norm = adapters.Dense(width, c.d, std), t5.make_norm(c)
+        self.box, self.box_norm = adapters.Dense(5, c.d, std), t5.make_norm(c)
         self.image = nn.Embedding(2, c.d)
-        nn.init.normal_(self.image.weight, std=1.0 if c.is_t5 else 0.02)
+        nn.init.normal_(self.image.weight, std=std_tokens(c))
 
     def forward(self, feats: Tensor, boxes: Tensor, image_ids: Tensor, order_ids: Tensor,
                 words: Tensor) -> Tensor:
@@ -58,6 +65,8 @@ OPEN = {
     "all": lambda lm: lm.parameters(),
     "norms": lambda lm: (p for m in lm.modules() if isinstance(m, NORMS) for p in m.parameters()),
     "encoder.norms": lambda lm: OPEN["norms"](lm.encoder),
+    "biases": lambda lm: (m.bias for m in lm.modules() if getattr(m, "bias", None) is not None
+                          and isinstance(m, (nn.Linear, *NORMS))),
 }
 
 
@@ -77,14 +86,18 @@ class VLModel(nn.Module):
         super().__init__()
         self.lm = lm
         self.visual = VisualEmbedding(width, lm.config).to(lm.shared.weight.dtype)
-        self.method, self.installed, self.base = None, {}, {}
+        self.method, self.tasks, self.hyper = None, (), None
+        self.installed, self.base, self.merged = {}, {}, []
         self.requires_grad_(False)
 
     # ------------------------------------------------------------------------------- methods
 
     def sites(self, name: str) -> Iterator[tuple[str, nn.Module]]:
         """All places of a site, block by block: "encoder.ffn" names sub-layers, with ".q" (or any
-        Linear of the sub-layer) behind it that Linear."""
+        Linear of the sub-layer) behind it that Linear; "encoder.prompt" is before the text."""
+        if name == "encoder.prompt":
+            yield "lm.encoder", self.lm.encoder
+            return
         stack, *path = name.split(".")
         path = path[:1] + [part for linear in path[1:] for part in ("f", linear)]
         for i, block in enumerate(getattr(self.lm, stack).blocks if stack in STACKS else [None]):
@@ -93,60 +106,114 @@ class VLModel(nn.Module):
                 place = getattr(place, part, None)
             if not hasattr(place, "tune"):
                 raise ValueError(f"no site {name!r}; there are {', '.join(adapters.SUBLAYERS)}, "
-                                 "and behind an attention .q .k .v .o, a feed-forward .wi .wo")
+                                 "behind an attention .q .k .v .o, behind a feed-forward .wi "
+                                 ".hidden .wo, and encoder.prompt")
             yield ".".join(["lm", stack, "blocks", str(i), *path]), place
 
-    def install(self, method: Method) -> list[tuple[str, int, int]]:
+    def install(self, method: Method,
+                tasks: tuple[str, ...] = ()) -> list[tuple[str, int, int]]:
         """Puts a row's modules at their sites and opens what it opens; everything else is frozen.
 
         Trainable is decided by ownership: the visual embedding, the installed modules, and what
-        `method.open` names (it keeps a copy of those, for remove). Returns `counts`.
+        `method.open` names (it keeps a copy of those, for remove). tasks: the names for which a
+        row with modules for each task gets one. Returns `counts`.
         """
         if self.method is not None:
             raise ValueError("a method is installed already: call remove() first")
         if unknown := set(method.open) - OPEN.keys():
             raise ValueError(f"a row cannot open {', '.join(unknown)}; it can {', '.join(OPEN)}")
-        places = [(add, *found) for site, add in method.at.items() for found in self.sites(site)]
+        places = [(site, add, *found) for site, add in method.at.items()
+                  for found in self.sites(site)]
         opened = {id(p) for name in method.open for p in OPEN[name](self.lm)}
-        self.base = {n: p.detach().clone() for n, p in self.named_parameters()
-                     if id(p) in opened}
-        c, device = self.lm.config, self.lm.shared.weight.device
-        for add, name, place in places:
-            d_in, d_out = ((place.in_features, place.out_features)
-                           if isinstance(place, nn.Linear) else (c.d, c.d))
-            with device:
-                place.tune = adapters.Adapter(add, d_in, d_out).to(self.lm.shared.weight.dtype)
-            self.installed[name] = place
-        self.method = method
+        c, device, dtype = self.lm.config, self.lm.shared.weight.device, self.lm.shared.weight.dtype
+        made, stacks = {}, {stack: defaultdict(list) for stack in STACKS}
+        with device:
+            for site, add, name, place in places:
+                linear = place if isinstance(place, nn.Linear) else None
+                d_in, d_out = (getattr(place, f"{end}_features", c.d) for end in ("in", "out"))
+                made[name] = adapters.build(add, d_in, d_out, tasks, name, linear, std_tokens(c))
+                if isinstance(net := getattr(made[name], "net", None), adapters.Generated):
+                    stack, _, site = site.partition(".")
+                    stacks[stack][site.replace(".", "_")].append(net)
+                    generated = add
+            if stacks := {stack: sites for stack, sites in stacks.items() if sites}:
+                self.hyper = adapters.Hypernetwork(tasks, stacks, generated,
+                                                   std_tokens(c)).to(dtype)
+        # Nothing has failed: only now is the model changed.
+        self.method, self.tasks = method, tasks
+        self.base = {n: p for n, p in self.named_parameters() if id(p) in opened}
+        for _, _, name, place in places:
+            place.tune, self.installed[name] = made[name].to(dtype), place
         self.requires_grad_(False)
-        for p in self.owned():
+        for p in (*self.visual.parameters(), *self.added(), *self.base.values()):
             p.requires_grad_(True)
+        self.base = {n: (p, p.detach().clone()) for n, p in self.base.items()}
         return self.counts()
 
-    def owned(self) -> Iterator[nn.Parameter]:
-        """Every parameter that the installed method trains."""
-        yield from self.visual.parameters()
-        for place in self.installed.values():
-            yield from place.tune.parameters()
-        for name in self.method.open:
-            yield from OPEN[name](self.lm)
+    def added(self) -> list[nn.Parameter]:
+        """The parameters of the installed modules."""
+        modules = [place.tune for place in self.installed.values()] + [self.hyper]
+        return [p for m in modules if m is not None for p in m.parameters()]
 
     def remove(self) -> None:
         """Takes the method out: the language model is bit for bit what it was before install."""
+        self.split()
         for place in self.installed.values():
             place.tune = None
         with torch.no_grad():
-            for name, value in self.base.items():
-                self.get_parameter(name).copy_(value)
-        self.method, self.installed, self.base = None, {}, {}
+            for p, value in self.base.values():
+                p.copy_(value)
+        self.method, self.tasks, self.hyper = None, (), None
+        self.installed, self.base = {}, {}
         self.requires_grad_(False)
+
+    @torch.no_grad()
+    def merge(self, task: str | None = None) -> None:
+        """Writes LoRA, DoRA or (IA)3 into the frozen weights, so that they cost nothing; `split`
+        takes them out. task: whose, where there is a module for each. ValueError if a module
+        is not linear in its x (and then nothing is changed)."""
+        if self.merged:
+            raise ValueError("the method is merged already: call split() first")
+        new = []
+        for name, place in self.installed.items():
+            tune = place.tune
+            if isinstance(tune, adapters.PerTask):
+                if task not in tune:
+                    raise ValueError(f"merge(task) must name one of {', '.join(tune)}: this row "
+                                     "has a module for each task")
+                tune = tune[task]
+            if not isinstance(tune, adapters.Adapter):
+                raise ValueError(f"what stands at {name} cannot be merged: {type(tune).__name__}")
+            if isinstance(place, nn.Linear):
+                new.append((place, place, *tune.merged(place.weight, place.bias)))
+            elif name.endswith(".hidden"):                   # a scale of what the next Linear reads
+                wo = self.get_submodule(name.removesuffix("hidden") + "wo")
+                new.append((place, wo, tune.merged(wo.weight.T, None)[0].T, wo.bias))
+            else:
+                raise ValueError(f"what stands at {name} is behind a whole sub-layer and cannot "
+                                 "be merged into a Linear")
+        for place, linear, W, b in new:
+            old = [t if t is None else t.clone() for t in (linear.weight, linear.bias)]
+            self.merged.append((place, place.tune, linear, *old))
+            place.tune = None
+            linear.weight.copy_(W)
+            if b is not None:
+                linear.bias.copy_(b)
+
+    @torch.no_grad()
+    def split(self) -> None:
+        """Undoes merge: weights and modules are bit for bit what they were."""
+        while self.merged:
+            place, place.tune, linear, W, b = self.merged.pop()
+            linear.weight.copy_(W)
+            if b is not None:
+                linear.bias.copy_(b)
 
     def counts(self) -> list[tuple[str, int, int]]:
         """(part, trainable, total parameters); tied tensors count once, buffers not at all."""
-        added = {id(p) for place in self.installed.values() for p in place.tune.parameters()}
+        added = {id(p) for p in self.added()}
         parts = {"language model": [p for p in self.lm.parameters() if id(p) not in added],
-                 "visual embedding": list(self.visual.parameters()),
-                 "method": [p for p in self.lm.parameters() if id(p) in added]}
+                 "visual embedding": list(self.visual.parameters()), "method": self.added()}
         parts["all"] = [p for ps in parts.values() for p in ps]
         return [(part, sum(p.numel() for p in ps if p.requires_grad), sum(p.numel() for p in ps))
                 for part, ps in parts.items()]
@@ -161,15 +228,23 @@ class VLModel(nn.Module):
 
     # ------------------------------------------------------------------------------- forward
 
+    def context(self, tasks: tuple[str, ...], device: torch.device) -> Context:
+        """Which examples belong to which task, and what the hypernetwork writes for these tasks."""
+        if (self.tasks or self.hyper) and (odd := set(tasks) - set(self.tasks)):
+            raise ValueError(f"the batch has examples of {', '.join(sorted(odd))}; the method was "
+                             f"installed for {', '.join(self.tasks)}")
+        rows = {task: [i for i, t in enumerate(tasks) if t == task] for task in set(tasks)}
+        rows = {task: torch.tensor(rows[task], device=device) for task in sorted(rows)}
+        return Context(rows=rows, generated=self.hyper(list(rows)) if self.hyper else {})
+
     def encode(self, batch) -> tuple[Tensor, Tensor, list, Context]:
         """A batch of data.py -> encoder states (B, S, D), their mask (B, S), and what the decoder
         needs: a fresh cache and its context (without the encoder's mask: its tokens are others)."""
         visual = self.visual(batch.feats, batch.boxes, batch.image_ids, batch.order_ids,
                              self.lm.shared.weight)
-        mask = self.lm.encoder_mask(batch.input_ids, None, visual)
-        ctx = Context(mask=mask)
-        memory, _ = self.lm.encode(batch.input_ids, None, visual, ctx, mask)
-        return memory, mask, self.lm.start_cache(memory, ctx), replace(ctx, mask=None)
+        ctx = self.context(batch.tasks, visual.device)
+        memory, mask = self.lm.encode(batch.input_ids, visual, batch.seen, ctx)
+        return memory, mask, self.lm.start_cache(memory, replace(ctx, mask=mask)), ctx
 
     def forward(self, batch) -> Tensor:
         """Logits (B, T, V) of the batch's labels, teacher forced."""
@@ -177,9 +252,9 @@ class VLModel(nn.Module):
         return self.lm.logits(self.lm.decode(self.lm.shift_right(batch.labels), mask, cache, ctx))
 
     def loss(self, batch) -> Tensor:
-        """The training loss (VL-Adapter's code; see token_loss and reduce_loss)."""
-        return reduce_loss(token_loss(self(batch), batch.labels), batch.labels, batch.scores,
-                           per_token=batch.loss == "tokens")
+        """The training loss: the cross-entropy of every target token, times the example's weight
+        (data.loss_weights)."""
+        return (token_loss(self(batch), batch.labels) * batch.weights[:, None]).sum()
 
     # ------------------------------------------------------------------------------- answers
 
@@ -224,17 +299,6 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each target token (B, T), 0 where the label is -100."""
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(),
                            reduction="none").view_as(labels)
-
-
-def reduce_loss(loss: Tensor, labels: Tensor, scores: Tensor | None = None,
-                per_token: bool = False) -> Tensor:
-    """(B, T) -> scalar: mean over examples of score * (mean over the example's tokens), or,
-    per_token (image captions), the mean over all target tokens of the batch."""
-    real = labels != -100
-    if per_token:
-        return loss.sum() / real.sum()
-    loss = loss.sum(1) / real.sum(1)
-    return (loss if scores is None else loss * scores).mean()
 
 
 # --------------------------------------------------------------------------------- decoding
@@ -316,21 +380,23 @@ def beam_search(step, start: Tensor, c: t5.Config, max_length: int, n: int, K: i
 
 # --------------------------------------------------------------------------------- the table
 
-def count_table(lm: str, width: int) -> list[tuple[str, int, int]]:
-    """(method, trainable, total) of every row on a backbone of a published size, weightless."""
+def count_table(lm: str, width: int, rows: dict[str, Method] | None = None,
+                tasks: tuple[str, ...] = TASKS) -> list[tuple[str, int, int]]:
+    """(method, trainable, total) of these rows (None: of all) on a backbone of a published size,
+    weightless. tasks: names of the tasks, which count for rows with a module for each."""
     if width < 1:
         raise ValueError(f"features are {width} wide; they must be at least 1")
     if lm not in t5.PRESETS:
         raise ValueError(f"there is no preset {lm!r}; there are {', '.join(t5.PRESETS)}")
-    rows = []
+    counts = []
     with torch.device("meta"):
         config = t5.PRESETS[lm]
         config = replace(config, vocab=vocabulary(config))
         model = VLModel(t5.EncoderDecoder(config), width)
-        for name, method in adapters.methods(config.is_t5).items():
-            rows.append((name, *model.install(method)[-1][1:]))
+        for name, method in (rows or adapters.methods(config.is_t5)).items():
+            counts.append((name, *model.install(method, tasks)[-1][1:]))
             model.remove()
-    return rows
+    return counts
 
 
 def main() -> None:
@@ -338,15 +404,24 @@ def main() -> None:
     parser.add_argument("--lm", default="bart-base", help=f"one of {', '.join(t5.PRESETS)}")
     parser.add_argument("--features", type=int, default=2048, help="width of the visual features "
                         "(2048: RN101 pictures, 512: ViT-B/32 video)")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="comma between them")
+    parser.add_argument("--method", default="", help="this row alone")
+    parser.add_argument("--set", default="", metavar="CHANGES", dest="changes",
+                        help="changes of the row, as in adapters.row: r=48,decoder=none")
     args = parser.parse_args()
     try:
-        rows = count_table(args.lm, args.features)
+        is_t5 = args.lm in t5.PRESETS and t5.PRESETS[args.lm].is_t5
+        if args.changes and not args.method:
+            raise ValueError("--set changes a row: name it with --method")
+        rows = args.method and {args.method: adapters.row(args.method, is_t5, args.changes)}
+        counts = count_table(args.lm, args.features, rows or None, tuple(args.tasks.split(",")))
     except ValueError as e:
         sys.exit(f"model.py: {e}")
-    print(f"{args.lm}, features {args.features}")
-    print(f"{'name':16} {'trainable':>12} {'total':>12} {'%':>8}")
-    for name, trainable, total in rows:
-        print(f"{name:16} {trainable:12,} {total:12,} {100 * trainable / total:8.4f}")
+    print(f"{args.lm}, features {args.features}, tasks {args.tasks}"
+          + f", {args.changes}" * bool(args.changes))
+    print(f"{'name':20} {'trainable':>12} {'total':>12} {'%':>8}")
+    for name, trainable, total in counts:
+        print(f"{name:20} {trainable:12,} {total:12,} {100 * trainable / total:8.4f}")
 
 
 if __name__ == "__main__":

@@ -431,11 +431,8 @@ def see(model, bags: Tensor, noise: float) -> tuple[Tensor, Tensor]:
 
 
 def answer_logits(model, ids, bags, labels, noise: float = 0.0) -> Tensor:
-    visual, mask = None, model.encoder_mask(ids)
-    if bags is not None:
-        visual, seen = see(model, bags, noise)
-        mask = torch.cat([mask, seen], 1)
-    memory, _ = model.encode(ids, None, visual, None, mask)
+    visual, seen = (None, None) if bags is None else see(model, bags, noise)
+    memory, mask = model.encode(ids, visual, seen)
     return model.logits(model.decode(model.shift_right(labels), mask, model.start_cache(memory)))
 
 

@@ -244,17 +244,31 @@ class Attention(nn.Module):
         return self.o(h, ctx), (k, v)
 
 
+class Hidden(nn.Module):
+    """The site between a feed-forward's activation and its second Linear."""
+
+    def __init__(self, c: Config):
+        super().__init__()
+        self.in_features, self.out_features = c.d, c.ffn
+        self.register_module("tune", None)
+
+    def forward(self, h: Tensor, x: Tensor, ctx=None) -> Tensor:
+        return h if self.tune is None else self.tune(h, x, ctx)
+
+
 class FeedForward(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.wi = Linear(c.d, c.ffn, c.bias)
         self.gate = Linear(c.d, c.ffn, c.bias) if c.gated else None
+        self.hidden = Hidden(c)
         self.wo = Linear(c.ffn, c.d, c.bias)
         self.act, self.dropout = ACTIVATIONS[c.activation], c.dropout
 
     def forward(self, x: Tensor, ctx=None) -> Tensor:
         h = self.wi(x, ctx)
         h = self.act(h) if self.gate is None else self.act(self.gate(x, ctx)) * h
+        h = self.hidden(h, x, ctx)
         return self.wo(F.dropout(h, self.dropout, self.training), ctx)
 
 
@@ -304,6 +318,7 @@ class Stack(nn.Module):
         self.relative = None if c.positions else nn.Embedding(c.buckets, c.heads)
         self.blocks = nn.ModuleList(Block(c, decoder) for _ in range(c.layers[decoder]))
         self.norm = make_norm(c) if c.pre_norm else None
+        self.register_module("tune", None)          # the encoder's: writes a prompt before the text
 
     def embed(self, words: Tensor, offset: int = 0, prompt: Tensor | None = None,
               visual: Tensor | None = None) -> Tensor:
@@ -368,26 +383,34 @@ class EncoderDecoder(nn.Module):
         bias = torch.zeros(1, config.vocab) if config.positions else None
         self.register_buffer("logits_bias", bias)
 
-    def encode(self, ids: Tensor, prompt: Tensor | None = None, visual: Tensor | None = None,
-               ctx=None, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """ids (B, L), prompt (B, P, D), visual (B, N, D) -> states (B, S, D), mask (B, S)."""
-        enc, mask = self.encoder, self.encoder_mask(ids, prompt, visual) if mask is None else mask
-        x = enc.embed(self.shared(ids), 0, prompt, visual)
-        seen = mask[:, None, None, :]                                       # B, 1, 1, S
+    def encode(self, ids: Tensor, visual: Tensor | None = None, seen: Tensor | None = None,
+               ctx=None) -> tuple[Tensor, Tensor]:
+        """ids (B, L), visual (B, N, D), seen (B, N) False on padding among the visual tokens ->
+        states (B, S, D) of [prompt | text | visual] and their mask (B, S)."""
+        enc, words = self.encoder, self.shared(ids)
+        prompt = None if enc.tune is None else enc.tune(words, words, ctx)
+        mask = self.encoder_mask(ids, prompt, visual, seen)
+        ctx = None if ctx is None else replace(ctx, mask=mask)
+        x = enc.embed(words, 0, prompt, visual)
+        attend = mask[:, None, None, :]                                     # B, 1, 1, S
         if enc.relative is not None:
             text = x.size(1) - (0 if visual is None else visual.size(1))
             n = x.size(1) - text                            # a pair with a visual token has bias 0
-            seen = F.pad(enc.bias(text, text), (0, n, 0, n)).masked_fill(~seen, float("-inf"))
+            attend = F.pad(enc.bias(text, text), (0, n, 0, n)).masked_fill(~attend, float("-inf"))
         for block in enc.blocks:
-            x, _ = block.self_attn(x, ctx, mask=seen)
+            x, _ = block.self_attn(x, ctx, mask=attend)
             x, _ = block.ffn(x, ctx)
         return enc.finish(x), mask
 
-    def encoder_mask(self, ids: Tensor, prompt=None, visual=None) -> Tensor:
-        """True (B, S) where a token is seen: prompt and picture always, text unless padding."""
-        text = ids != self.config.pad
-        around = [None if x is None else text.new_ones(x.shape[:2]) for x in (prompt, visual)]
-        return torch.cat([m for m in (around[0], text, around[1]) if m is not None], 1)
+    def encoder_mask(self, ids: Tensor, prompt: Tensor | None, visual: Tensor | None,
+                     seen: Tensor | None) -> Tensor:
+        """True (B, S) where a token is seen: the prompt, text and visual tokens but padding."""
+        parts = [ids != self.config.pad]
+        if prompt is not None:
+            parts.insert(0, ids.new_ones(prompt.shape[:2], dtype=torch.bool))
+        if visual is not None:
+            parts.append(ids.new_ones(visual.shape[:2], dtype=torch.bool) if seen is None else seen)
+        return torch.cat(parts, 1)
 
     def start_cache(self, memory: Tensor, ctx=None) -> list[list]:
         """One [past self-attention (k, v) or None, cross-attention (k, v)] a decoder block: the
@@ -428,9 +451,9 @@ class EncoderDecoder(nn.Module):
         ids = torch.cat([start, labels[:, :-1]], 1)
         return ids.masked_fill(ids == -100, self.config.pad)
 
-    def forward(self, ids: Tensor, labels: Tensor, prompt=None, visual=None, ctx=None) -> Tensor:
+    def forward(self, ids: Tensor, labels: Tensor, visual=None, ctx=None) -> Tensor:
         """Teacher forcing: text ids (B, L) and labels (B, T) -> logits (B, T, V)."""
-        memory, mask = self.encode(ids, prompt, visual, ctx)
+        memory, mask = self.encode(ids, visual, None, ctx)
         cache = self.start_cache(memory, ctx)
         return self.logits(self.decode(self.shift_right(labels), mask, cache, ctx))
 

@@ -15,12 +15,14 @@ and results.md.
 """
 import argparse
 import hashlib
+import inspect
 import json
 import os
 import sys
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, fields, replace
+from fnmatch import fnmatchcase
 from itertools import count, islice
 from pathlib import Path
 from typing import get_args
@@ -47,6 +49,7 @@ CONTROLS = ("", "blind", "random-lm", "random-clip")
 class Config:
     """Everything a run depends on. A value of None is looked up in RECIPES."""
     method: str = "vlpet-large"          # a row of adapters.py's table
+    set: str = ""                        # changes of the row (adapters.row): r=48,decoder=none
     tasks: str = "vqa,gqa,nlvr,caption"
     data: str = WORLD                    # folder in the published formats; the built-in one is
     #                                      written where it is missing
@@ -73,14 +76,23 @@ class Config:
     save_every: int = 500                # steps, and at the end of an epoch
 
 
-# (data, dialect) -> row -> (lr, batch, epochs, task names in the text); "" is every other row.
-# The image rows are VL-Adapter's and VL-PET's published settings, the world's are ours.
+# (data, dialect) -> row -> (lr, batch, epochs, task names in the text); * is any text, "" is
+# every other row. Image and video are VL-Adapter's and VL-PET's published settings (LST's for full,
+# adapter and lora on T5); the world's are ours. Nothing was published for DoRA and (IA)3 (here like
+# LoRA), nor for video on T5 (here like BART).
 RECIPES = {
     ("world", "bart"): {"full": (1e-3, 64, 1, True), "": (3e-3, 64, 1, True)},
     ("world", "t5"): {"full": (1e-3, 64, 1, True), "": (3e-3, 64, 1, True)},
-    ("image", "bart"): {"full": (1e-4, 500, 20, False), "": (1e-3, 500, 20, True)},
+    ("image", "bart"): {
+        "full": (1e-4, 500, 20, False), "hyperformer": (1e-3, 500, 20, False),
+        "adapter-multiple": (3e-4, 500, 20, False), "adapter-half-shared": (3e-4, 500, 20, False),
+        "*-multiple": (1e-3, 500, 20, False), "": (1e-3, 500, 20, True)},
     ("image", "t5"): {"full": (1e-4, 300, 20, True), "": (3e-4, 300, 20, True)},
+    ("video", "bart"): {"full": (3e-5, 50, 7, True), "vlpet-*": (7e-4, 50, 20, True),
+                        "*+*": (7e-4, 50, 20, True), "": (3e-4, 50, 7, True)},
 }
+RECIPES["video", "t5"] = RECIPES["video", "bart"]
+VIDEO = {"tvqa", "how2qa", "tvc", "yc2c"}
 
 
 # What a number may be: from, to (both allowed).
@@ -120,13 +132,30 @@ def resolve(config: Config) -> Config:
         raise ValueError("--device is 'cuda', but this PyTorch sees no CUDA device: leave it out")
     c = t5.read_config(config.lm)
     one_of("method", adapters.methods(c.is_t5))
-    is_world = config.data == WORLD or (Path(config.data) / "world.json").is_file()
-    rows = RECIPES["world" if is_world else "image", "t5" if c.is_t5 else "bart"]
-    recipe = zip(("lr", "batch", "epochs", "task_names"), rows.get(config.method, rows[""]))
-    filled = {k: v for k, v in recipe if getattr(config, k) is None}
+    adapters.row(config.method, c.is_t5, config.set)            # says what is wrong with --set
+    filled = {k: v for k, v in recipe(config, c.is_t5).items() if getattr(config, k) is None}
     return replace(
         config, **filled, dropout=c.dropout if config.dropout is None else config.dropout,
         images=config.images or f"{config.data}/images", out=config.out or free_folder(config))
+
+
+def recipe(config: Config, is_t5: bool) -> dict:
+    """The recipe's lr, batch, epochs and task_names for this backbone, data and row."""
+    is_world = config.data == WORLD or (Path(config.data) / "world.json").is_file()
+    kind = "world" if is_world else "video" if set(config.tasks.split(",")) <= VIDEO else "image"
+    rows = RECIPES[kind, "t5" if is_t5 else "bart"]
+    row = next(row for row in rows if not row or fnmatchcase(config.method, row))
+    return dict(zip(("lr", "batch", "epochs", "task_names"), rows[row]))
+
+
+def recipes() -> str:
+    """All of RECIPES as a table, for --help."""
+    lines = ["recipes (each value can be set by its flag):",
+             f"  {'data':6}{'dialect':9}{'row':22}{'lr':>8}{'batch':>7}{'epochs':>8}  task-names"]
+    lines += [f"  {kind:6}{dialect:9}{row or 'every other':22}{lr:8g}{batch:7}{epochs:8}  "
+              f"{'yes' if names else 'no'}" for (kind, dialect), rows in RECIPES.items()
+              for row, (lr, batch, epochs, names) in rows.items()]
+    return "\n".join(lines) + "\n\n--set changes the row. " + inspect.getdoc(adapters.row)
 
 
 def free_folder(config: Config) -> str:
@@ -165,7 +194,8 @@ def build(config: Config, features: clip_encoder.Features) -> tuple[VLModel, tok
         lm.init_weights()
     lm.resize(vocabulary(lm.config))
     m = VLModel(lm, features.width)
-    m.install(adapters.row(config.method, lm.config.is_t5))
+    m.install(adapters.row(config.method, lm.config.is_t5, config.set),
+              tuple(config.tasks.split(",")))
     return m.to(device_of(config)), tokenizer.load(config.lm)
 
 
@@ -234,7 +264,8 @@ def test(m: VLModel, tok, features, examples: dict[str, list], config: Config) -
 def report(config: Config, results: dict, counts: list, seconds: float) -> str:
     """The results as a table in Markdown."""
     _, trainable, total = counts[-1]
-    name = config.method + f" ({config.control})" * bool(config.control)
+    name = config.method + f" ({config.set})" * bool(config.set)
+    name += f" ({config.control})" * bool(config.control)
     lines = ["| task | metric | score |", "|---|---|---|"]
     lines += [f"| {task} | {name} | {value:.2f} |" for task, scores in results.items()
               if task != "average" for name, value in scores.items()]
@@ -362,7 +393,8 @@ def train(m: VLModel, tok, features, examples: dict[str, list], config: Config,
 
 def parse(argv: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
     """The command line, made from Config's fields."""
-    parser = argparse.ArgumentParser(description="Train and test a method.")
+    parser = argparse.ArgumentParser(description="Train and test a method.", epilog=recipes(),
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     for f in fields(Config):
         kind = (get_args(f.type) or (f.type,))[0]                # int | None -> int
         parser.add_argument(flag(f.name), type=yes_or_no if kind is bool else kind,
@@ -407,6 +439,10 @@ def run(config: Config, resume: bool = False, only_test: bool = False) -> dict:
     if config.control == "blind":
         features = Shuffled(features, config.seed)
     counts = m.counts()
+    default = recipe(config, m.lm.config.is_t5)
+    print(config.method + f" with {config.set}" * bool(config.set) + ": " + ", ".join(
+        f"{k} {getattr(config, k)}" + f" (recipe {v})" * (getattr(config, k) != v)
+        for k, v in default.items()))
     print(f"{'part':18}{'trainable':>12}{'total':>12}{'%':>9}")
     for part, trainable, total in counts:
         print(f"{part:18}{trainable:12,}{total:12,}{100 * trainable / max(1, total):9.4f}")

@@ -1,5 +1,4 @@
 """Reads tests/golden: the numbers of the papers' official code, its names translated into ours."""
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 import adapters
+import data
 import model
 import t5
 
@@ -43,19 +43,35 @@ RULES = [
     (r"\.fc1\.", ".ffn.f.wi."), (r"\.fc2\.", ".ffn.f.wo."),
     (r"\.self_attn\.(q|k|v|out)_proj\.", r".self_attn.f.\1."),
     (r"\.encoder_attn\.(q|k|v|out)_proj\.", r".cross_attn.f.\1."), (r"\.f\.out\.", ".f.o."),
-    # what is added
-    (r"\.(encoder_attn|cross_attn\.f)\.attn_value_parallel_adapter\.adapters\.vqa",
-     ".cross_attn.f.v.tune.net"),
-    (r"\.(self_attn\.)?encoder_attn_adapter_gating", ".self_attn.gate"),
-    (r"\.(ffn\.)?encoder_ff_adapter_gating", ".ffn.gate"),
-    (r"gate_large_x_(down|up)", r"tune.gate.net.\1"),
-    (r"gate_(small_xy_cat|middle_xy_add)", "tune.gate.w"),
-    (r"gate_middle\w*", "tune.gate.z"),
-    (r"\.(self_attn\.)?(self_attn_adapter|attn_adapter)(\.adapters\.vqa|_multihead)",
-     ".self_attn.tune.net"),
-    (r"\.(cross_attn\.)?enc_attn_adapter\.adapters\.vqa", ".cross_attn.tune.net"),
-    (r"\.(ffn\.)?ff_adapter(\.adapters\.vqa|_multihead)", ".ffn.tune.net"),
-    (r"_sampler\.", "."), (r"\.net_(down|up)", r".net.\1"),
+    # what is added: modules at sites
+    (r"\.(encoder_attn|cross_attn\.f)\.attn_value_parallel_adapter\.", ".cross_attn.f.v.tune."),
+    (r"\.(self_attn\.)?encoder_attn_adapter_gating_", ".self_attn.tune.gate."),
+    (r"\.(ffn\.)?encoder_ff_adapter_gating_", ".ffn.tune.gate."),
+    (r"gate\.large_x_(down|up)", r"gate.net.\1"), (r"gate\.(small_xy_cat|middle_xy_add)", "gate.w"),
+    (r"gate\.middle\w*", "gate.z"),
+    (r"\.(self_attn\.)?(self_attn_adapter|attn_adapter)(_multihead_|\.)", ".self_attn.tune."),
+    (r"\.(cross_attn\.)?enc_attn_adapter\.", ".cross_attn.tune."),
+    (r"\.(ffn\.)?ff_adapter(_multihead_|\.)", ".ffn.tune."),
+    (r"\.adapters\.(\w+)\.", r".\1."),
+    (r"_sampler\.", "."), (r"\.net_(down|up)", r".\1"),
+    (r"\.tune\.(\w+\.)?(down|up)\.", r".tune.\1net.\2."),
+    (r"\.phm_rule$", ".R"), (r"\.(down|up)\.b$", r".\1.bias"),
+    (r"\.([qkvo])\.lora_As\.(\w+)$", r".\1.tune.\2.net.down.weight"),
+    (r"\.([qkvo])\.lora_Bs\.(\w+)$", r".\1.tune.\2.net.up.weight"),
+    # the prompt, the hypernetwork
+    (r"prompt_modules\.prompts\.(\w+)\.prefix_embedding\.", r"tune.\1."),
+    (r"(lm\.encoder\.tune\.\w+)\.0\.weight$", r"\1.E"),
+    (r"(lm\.encoder\.tune\.\w+)\.1\.", r"\1.W1."), (r"(lm\.encoder\.tune\.\w+)\.3\.", r"\1.W2."),
+    (r"^shared_task_embed\.task_to_embeddings\.", "hyper.tasks."),
+    (r"^lm\.(\w+)\.adapter_layers_hyper_net\.", r"hyper.stacks.\1."),
+    (r"\.layer_id_embeddings\.weight$", ".layers"), (r"\.LayerNorm\.", ".norm."),
+    (r"\.task_hypernet\.task_embeding_generator\.0\.", ".W1."),
+    (r"\.task_hypernet\.task_embeding_generator\.2\.", ".W2."),
+    (r"\.feed_forward_(down|up)_sampler_hyper_net\.", r".make.ffn.\1."),
+    (r"\.self_attention_(down|up)_sampler_hyper_net\.", r".make.self_attn.\1."),
+    (r"\.cross_attention_(down|up)_sampler_hyper_net\.", r".make.cross_attn.\1."),
+    (r"\.down\.weight_generator\.0\.", ".0."), (r"\.down\.bias_generator\.0\.", ".1."),
+    (r"\.up\.weight_generator\.0\.", ".2."), (r"\.up\.bias_generator\.0\.", ".3."),
 ]
 
 
@@ -79,34 +95,79 @@ def translate(tensors: dict) -> dict:
     return out
 
 
+def placed(tensors: dict, names: set[str]) -> dict:
+    """The official files call what all tasks share by its first task, tune.vqa.net.down: here it
+    may be shared (tune.net.down), or half-shared (tune.net.down.vqa). The model's names decide."""
+    def place(name: str) -> str:
+        m = re.match(r"(.*\.tune)\.(vqa|gqa|nlvr|caption)\.(.*)", name)
+        if name in names or not m:
+            return name
+        half = re.sub(r"net\.(down|up)", rf"net.\1.{m[2]}", m[3])
+        return next((n for n in (f"{m[1]}.{half}", f"{m[1]}.{m[3]}") if n in names), name)
+    return {place(name): t for name, t in tensors.items()}
+
+
 def read(name: str) -> SimpleNamespace:
-    """A golden file: w and grad under our names, inp, out, meta."""
+    """A golden file: w and grad under our names, inp, out, meta, and its flags as words."""
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as f:
         tensors = {k: f.get_tensor(k) for k in f.keys()}
         meta = f.metadata() or {}
     part = {p: {k[len(p) + 1:]: t for k, t in tensors.items() if k.startswith(p + "/")}
             for p in ("w", "in", "out", "grad")}
     grad = {k.removeprefix("vqa/"): t for k, t in part["grad"].items()}
-    return SimpleNamespace(w=translate(part["w"]), grad=translate(grad), inp=part["in"],
-                           out=part["out"], meta=meta,
-                           config=json.loads(meta["config"]) if "config" in meta else None)
+    words = f"{meta.get('flags', '')} ".split("--")[1:]
+    flags = {w[0]: w[1] if w[1:] else "True" for w in map(str.split, words)}
+    return SimpleNamespace(name=name, w=translate(part["w"]), grad=translate(grad), inp=part["in"],
+                           out=part["out"], meta=meta, flags=flags)
 
 
-def tiny_config(kind: str, vlpet: bool) -> t5.Config:
-    """The sizes that the golden folder's README gives."""
-    d, d_kv, vocab = (24, 6, 70) if vlpet else (32, 8, 290)
-    if kind == "bart":
-        return t5.bart(d, 4, 48, 2, vocab=vocab, positions=(64 if vlpet else 128) + 2)
-    return t5.t5(d, 4, 48, 2, vocab=vocab, d_kv=d_kv, buckets=8)
+GATING = {"large_x_lowrank": "large", "middle_xy_add": "middleX", "small_xy_cat": "small"}
 
 
-def build(g: SimpleNamespace, kind: str, method: adapters.Method, vlpet: bool = False):
+def describe(g: SimpleNamespace) -> tuple[bool, adapters.Method]:
+    """Dialect (is it T5?) and row of a golden file, from the official flags that made it."""
+    flags, is_t5 = g.flags, "t5" in g.flags["backbone"]
+    kind = next((k for k in ("adapter", "compacter", "hyperformer", "lora") if f"use_{k}" in flags),
+                "prompt" if "encoder_prompt_len" in flags else "frozen")
+    single = any(f.startswith("use_single") for f in flags) or kind in ("hyperformer", "frozen")
+    row, changes = kind if single else f"{kind}-multiple", []
+    if "unfreeze_language_model" in flags:
+        row = "full"
+    if {"share_up_sampler", "share_down_sampler"} & flags.keys():
+        row = "adapter-half-shared"
+        if "share_down_sampler" in flags:
+            changes.append("per_task=up")
+    if gate := [f for f in flags if f.startswith("use_encoder_adapter_gating_")]:
+        gate = gate[0].removeprefix("use_encoder_adapter_gating_")
+        row = f"{kind}+{GATING.get(gate, 'middleY')}"
+        scale = flags.get("encoder_gating_scaling_factor", 1.0)
+        changes += [f"encoder.s={scale}", "mean=all"]
+    if kind in ("adapter", "compacter", "hyperformer"):
+        changes += [f"reduction={flags.get('reduction_factor', 4)}"]
+    for flag, field in (("adapter_down_dim", "r"), ("adapter_gating_down_dim", "g"),
+                        ("decoder_enc_attn_value_parallel_adapter_down_dim", "decoder.r"),
+                        ("hypercomplex_division", "n"), ("projected_task_embedding_dim", "p"),
+                        ("lora_dim", "r"), ("encoder_prompt_len", "length"), ("mid_dim", "mid")):
+        if flag in flags:
+            changes.append(f"{field}={flags[flag]}")
+    return is_t5, adapters.row(row, is_t5, ",".join(changes))
+
+
+def build(g: SimpleNamespace) -> model.VLModel:
     """A model with the golden file's weights, eval mode; fails on any name that does not match."""
-    width = g.w["visual.feat.weight"].shape[1]
-    m = model.VLModel(t5.EncoderDecoder(tiny_config(kind, vlpet)), width)
-    m.install(method)
-    if vlpet and kind == "bart":                     # these files leave the buffer of zeros out
-        g.w["lm.logits_bias"] = torch.zeros(1, m.lm.config.vocab)
+    is_t5, method = describe(g)
+    vocab, d = g.w["lm.shared.weight"].shape               # the rest: the folder's README
+    if is_t5:
+        config = t5.t5(d, 4, 48, 2, vocab=vocab, d_kv=d // 4, buckets=8)
+    else:
+        rows = len(g.w["lm.encoder.positions.weight"])
+        config = t5.bart(d, 4, 48, 2, vocab=vocab, positions=rows)
+    m = model.VLModel(t5.EncoderDecoder(config), g.w["visual.feat.weight"].shape[1])
+    m.install(method, tuple(g.flags["tasks"].split(",")))
+    if not is_t5 and "lm.logits_bias" not in g.w:          # some leave the buffer of zeros out
+        g.w["lm.logits_bias"] = torch.zeros(1, vocab)
+    names = set(m.state_dict())
+    g.w, g.grad = placed(g.w, names), placed(g.grad, names)
     m.load_state_dict(g.w)
     return m.eval()
 
@@ -132,7 +193,11 @@ def batch(g: SimpleNamespace, task: str = "vqa") -> SimpleNamespace:
     n, pictures = feats.size(1), 2 if task == "nlvr" else 1
     order = torch.arange(n // pictures).repeat(pictures).expand(len(feats), n)
     image = torch.arange(pictures).repeat_interleave(n // pictures).expand(len(feats), n)
-    return SimpleNamespace(task=task, input_ids=i["input_ids"], labels=i.get("labels"), feats=feats,
-                           boxes=boxes, image_ids=image, order_ids=order,
-                           scores=g.out.get(f"{task}/step_scores"),
-                           loss="tokens" if task == "caption" else "examples")
+    scores, weights = g.out.get(f"{task}/step_scores"), None
+    if "labels" in i:                       # the files' losses: vqa's is scored where scores are
+        loss = data.TASKS[task].loss if scores is not None or task != "vqa" else "examples"
+        weights = data.loss_weights([loss] * len(feats), scores if scores is not None else
+                                    torch.ones(len(feats)), i["labels"])
+    return SimpleNamespace(tasks=(task,) * len(feats), input_ids=i["input_ids"], feats=feats,
+                           boxes=boxes, image_ids=image, order_ids=order, seen=None,
+                           labels=i.get("labels"), weights=weights)

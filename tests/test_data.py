@@ -174,7 +174,7 @@ def test_the_built_in_data_set_is_read(tmp_path):
         for split in data.SPLITS:
             examples = data.load(task, split, folder)
             assert len(examples) >= 10 and all(ex.targets for ex in examples)
-            assert {len(ex.images) for ex in examples} == {data.TASKS[task].pictures}
+            assert {len(ex.images) for ex in examples} == {1 + (task == "nlvr")}
             for ex in examples:
                 assert all((folder / "images" / f"{name}.jpg").exists() for name in ex.images)
                 if task == "vqa":
@@ -210,12 +210,12 @@ def test_collate_vqa():
     assert text[0] == "<s> vqa: what ? </s>" + " <pad>" * 15
     assert text[2] == "<s> vqa: " + "x " * 17 + "</s>"  # 20 tokens, special ones included
     assert batch.labels.tolist()[:2] == [[0, tok.ids["dog"], 2], [0, tok.ids["cat"], 2]]
-    assert batch.scores.tolist() == pytest.approx([1.0, 0.3, 1.0])
+    assert batch.weights.tolist() == pytest.approx([w / 3 / 3 for w in (1.0, 0.3, 1.0)])
     assert batch.feats.shape == (3, 36, 5) and batch.feats.dtype == torch.float32
     assert batch.feats[1, 7].tolist() == pytest.approx([2.07] * 5)
     assert batch.image_ids.tolist() == [[0] * 36] * 3
     assert batch.order_ids.tolist() == [list(range(36))] * 3
-    assert batch.task == "vqa"
+    assert batch.tasks == ("vqa",) * 3 and batch.seen is None
     assert {batch.input_ids.dtype, batch.labels.dtype, batch.order_ids.dtype} == {torch.long}
 
 
@@ -249,7 +249,7 @@ def test_nlvr_has_two_pictures_an_example():
     assert batch.image_ids.tolist() == [[0] * 4 + [1] * 4] * 2
     assert batch.order_ids.tolist() == [[0, 1, 2, 3] * 2] * 2
     assert torch.equal(batch.boxes[:, :4], batch.boxes[:, 4:])
-    assert batch.scores is None
+    assert batch.weights.tolist() == pytest.approx([1 / 3 / 2] * 2)
 
 
 def test_text_without_task_names():
@@ -271,8 +271,8 @@ def test_a_text_is_tokenised_once():
 
 def test_batch_moves_to_a_device():
     batch = data.collate([question()], Words(), Pictures()).to("meta")
-    assert batch.feats.device.type == batch.scores.device.type == "meta"
-    assert batch.task == "vqa" and len(batch.labels) == 1
+    assert batch.feats.device.type == batch.weights.device.type == "meta"
+    assert batch.tasks == ("vqa",) and len(batch.labels) == 1
 
 
 # ------------------------------------------------------------------------------------ drawn answers
@@ -295,7 +295,7 @@ def test_without_a_key_the_best_answer_is_taken():
     assert data.draw_answer(question(1, cat=1.0, dog=0.3), None) == ("cat", 1.0)
     nothing = Example("vqa", 1, "what ?", ("p1",), {})
     batch = data.collate([nothing], Words(), Pictures())
-    assert batch.labels.tolist() == [[0, 2]] and batch.scores.tolist() == [0.0]
+    assert batch.labels.tolist() == [[0, 2]] and batch.weights.tolist() == [0.0]
 
 
 def test_collate_draws_with_its_key():
@@ -303,7 +303,7 @@ def test_collate_draws_with_its_key():
     batch = data.collate(examples, tok, Pictures(), seed_key=(42, 3))
     drawn = [data.draw_answer(ex, (42, 3)) for ex in examples]
     assert batch.labels[:, 1].tolist() == [tok.ids[answer] for answer, _ in drawn]
-    assert batch.scores.tolist() == pytest.approx([soft for _, soft in drawn])
+    assert batch.weights.tolist() == pytest.approx([soft / 3 / 50 for _, soft in drawn])
     assert len(set(drawn)) == 2
 
 

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 import torch
 
 import adapters
+import data
 import t5
-from model import VLModel, vocabulary
+from model import TASKS, VLModel, vocabulary
 
 KINDS, WIDTH = ("bart", "t5"), 12                                  # dialects, width of features
 
@@ -31,13 +32,14 @@ def lm(kind: str, **other) -> t5.EncoderDecoder:
     return randomize(t5.EncoderDecoder(c)).resize(vocabulary(c)).eval()
 
 
-def model(kind: str, method: adapters.Method | None = None, seed: int = 0, **other) -> VLModel:
+def model(kind: str, method: adapters.Method | None = None, seed: int = 0,
+          tasks: tuple[str, ...] = TASKS, **other) -> VLModel:
     """The same language model for every seed; what is trained is drawn from the seed."""
     backbone = lm(kind, **other)
     torch.manual_seed(seed)
     m = VLModel(backbone, WIDTH).eval()
     if method is not None:
-        m.install(method)
+        m.install(method, tasks)
     return m
 
 
@@ -53,17 +55,18 @@ def batch(kind: str, task: str = "vqa", size: int = 3, length: int = 7, tokens: 
         labels[i, max(2, 5 - i):] = -100
     n = pictures * tokens
     return SimpleNamespace(
-        task=task, input_ids=ids, labels=labels,
+        tasks=(task,) * size, input_ids=ids, labels=labels, seen=None,
         feats=torch.randn(size, n, WIDTH, generator=law), boxes=torch.rand(size, n, 4,
                                                                            generator=law),
         image_ids=torch.arange(pictures).repeat_interleave(tokens).expand(size, n),
         order_ids=torch.arange(tokens).repeat(pictures).expand(size, n),
-        scores=torch.rand(size, generator=law), loss="tokens" if task == "caption" else "examples")
+        weights=data.loss_weights([data.TASKS[task].loss] * size,
+                                  torch.rand(size, generator=law), labels))
 
 
 def rows(b: SimpleNamespace, i: int, length: int | None = None) -> SimpleNamespace:
     """Example i alone, its text cut to `length` tokens."""
-    cut = {k: v[i:i + 1] if isinstance(v, torch.Tensor) else v for k, v in vars(b).items()}
+    cut = {k: v if v is None else v[i:i + 1] for k, v in vars(b).items()}
     cut["input_ids"] = cut["input_ids"][:, :length]
     return SimpleNamespace(**cut)
 
