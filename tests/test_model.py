@@ -5,6 +5,7 @@ import pytest
 import tiny
 import torch
 
+import data
 import model
 
 every_kind = pytest.mark.parametrize("kind", tiny.KINDS)
@@ -53,25 +54,26 @@ def test_losses():
     labels = torch.tensor([[0, 0, 0], [0, -100, -100]])
     loss = model.token_loss(logits, labels)
     torch.testing.assert_close(loss, torch.tensor([[1., 2, 3], [4, 0, 0]]), atol=1e-5, rtol=0)
-    for want, settings in ((3.0, {}), ((0.5 * 2 + 0.25 * 4) / 2, {"scores": [0.5, 0.25]}),
-                           (10 / 4, {"per_token": True})):
-        if "scores" in settings:
-            settings["scores"] = torch.tensor(settings["scores"])
-        assert model.reduce_loss(loss, labels, **settings).item() == pytest.approx(want, abs=1e-5)
+    for want, kinds in ((3.0, ["examples"] * 2), ((0.5 * 2 + 0.25 * 4) / 2, ["score"] * 2),
+                        (10 / 4, ["tokens"] * 2), ((0.5 * 2 + 4) / 2, ["score", "tokens"]),
+                        ((2 + 0.25 * 4) / 2, ["tokens", "score"])):
+        weights = data.loss_weights(kinds, torch.tensor([0.5, 0.25]), labels)
+        assert (loss * weights[:, None]).sum().item() == pytest.approx(want, abs=1e-5)
 
 
 @every_kind
 def test_loss_of_a_task(kind):
     """vqa weighs by score, captions count tokens, the others are plain means of means."""
     m = tiny.model(kind)
-    for task, scores in (("vqa", True), ("gqa", False), ("caption", False)):
+    for task in ("vqa", "gqa", "caption"):
         b = tiny.batch(kind, task)
-        b.scores = b.scores if scores else None
+        b.weights = data.loss_weights([data.TASKS[task].loss] * 3, torch.tensor([0.9, 0.3, 0.6]),
+                                      b.labels)
         logp = m(b).log_softmax(-1)
         each = [[-logp[i, t, y].item() for t, y in enumerate(row) if y != -100]
                 for i, row in enumerate(b.labels.tolist())]
         want = (sum(map(sum, each)) / sum(map(len, each)) if task == "caption" else
-                sum(sum(e) / len(e) * (b.scores[i].item() if scores else 1)
+                sum(sum(e) / len(e) * ((0.9, 0.3, 0.6)[i] if task == "vqa" else 1)
                     for i, e in enumerate(each)) / 3)
         assert m.loss(b).item() == pytest.approx(want, abs=1e-5)
 

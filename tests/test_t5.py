@@ -206,7 +206,8 @@ def test_relative_bucket(both_ways, buckets, max_distance):
 def text_only(ids):
     """A batch whose pictures have no tokens."""
     empty = ids.new_zeros(len(ids), 0)
-    return SimpleNamespace(input_ids=ids, image_ids=empty, order_ids=empty,
+    return SimpleNamespace(tasks=("vqa",) * len(ids), input_ids=ids, image_ids=empty,
+                           order_ids=empty, seen=None,
                            feats=torch.zeros(len(ids), 0, 4), boxes=torch.zeros(len(ids), 0, 4))
 
 
