@@ -118,13 +118,18 @@ class Kronecker(nn.Module):
             nn.init.xavier_uniform_(W, gain=2 ** 0.5)
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
-        n, d_in = self.R.size(0), self.R.size(0) * self.W.size(1)
-        # Two small products cost (tokens) (in + n^2) out, a product with M (tokens + n) in out.
-        if x.numel() // d_in * n >= d_in:
+        d_in = len(self.R) * self.W.size(1)
+        # Two small products take tokens (in + n^2) out multiplications, a product with M
+        # (tokens + n) in out: fewer for few tokens, as in decoding (`python bench.py kronecker`).
+        if x.numel() // d_in * 10 >= d_in:
             return F.linear(x, self.matrix(), self.bias)
-        y = torch.einsum("...ac,icd->...iad", x.unflatten(-1, (n, -1)), self.W)
-        y = torch.einsum("...iad,iab->...bd", y, self.R).flatten(-2)
+        y = self.products(x)
         return y if self.bias is None else y + self.bias
+
+    def products(self, x: Tensor) -> Tensor:
+        """x M without M: x is n x (in / n), first through every W_i, then through every R_i."""
+        y = torch.einsum("...ac,icd->...iad", x.unflatten(-1, (len(self.R), -1)), self.W)
+        return torch.einsum("...iad,iab->...bd", y, self.R).flatten(-2)
 
     def matrix(self) -> Tensor:
         return torch.einsum("iab,icd->bdac", self.R, self.W).flatten(2).flatten(0, 1)   # out, in
@@ -178,13 +183,13 @@ class HyperStack(nn.Module):
         D = view(A c + a, R x D), and so b_D, U, b_U               A, a: one of each a kind of site
     """
 
-    def __init__(self, sites: dict[str, list[Generated]], p: int, std: float, std_layers: float,
-                 size: int, hidden: int = 128):
+    def __init__(self, sites: dict[str, list[Generated]], add: "Add", size: int, hidden: int = 128):
         super().__init__()
+        std, p = add.std, add.p
         self.places = {site: [m.place for m in made] for site, made in sites.items()}
         self.shapes = {site: made[0].shape for site, made in sites.items()}
         count = max(map(len, sites.values()))
-        self.layers = nn.Parameter(torch.randn(count, size) * std_layers)
+        self.layers = nn.Parameter(torch.randn(count, size) * add.std_tokens)
         self.W1, self.W2 = Dense(2 * size, hidden, std), Dense(hidden, p, std)
         self.norm = nn.LayerNorm(p, 1e-6)
         self.make = nn.ModuleDict({
@@ -212,12 +217,12 @@ class Hypernetwork(nn.Module):
     """
 
     def __init__(self, tasks: tuple[str, ...], stacks: dict[str, dict[str, list[Generated]]],
-                 add: "Add", std_layers: float, size: int = 512):
+                 add: "Add", size: int = 512):
         super().__init__()
         if not tasks:
             raise ValueError("a hypernetwork writes for each task: install it with tasks=(...)")
         self.tasks = nn.ParameterDict({task: torch.randn(size) for task in tasks})
-        self.stacks = nn.ModuleDict({stack: HyperStack(sites, add.p, add.std, std_layers, size)
+        self.stacks = nn.ModuleDict({stack: HyperStack(sites, add, size)
                                      for stack, sites in stacks.items()})
 
     def forward(self, tasks: list[str]) -> dict[str, dict[str, tuple[Tensor, ...]]]:
@@ -316,6 +321,7 @@ class Add:
     s: float = 1.0                     # of the (gated) sum
     mean: str = "real"                 # tokens that small averages: "real" or "all"
     std: float | None = 0.02           # initial law of the weights; None: PyTorch's default
+    std_tokens: float = 0.02           # of the hypernetwork's layer embeddings
     zero: bool = False                 # up-projection and gate start at zero: G = 1/2 (middleY: 1)
     per_task: str = ""                 # one a task: "all" of it, its "down" or its "up" alone
 
@@ -323,16 +329,18 @@ class Add:
         for name, allowed in ALLOWED.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
-        if self.gate == "dora" and not (self.linear and self.reads == "x"
-                                        and self.matrix in ("dense", "kronecker")):
+        if self.gate == "dora" and not (
+                self.linear and self.reads == "x" and self.matrix in ("dense", "kronecker")
+                and self.s == 1 and self.per_task in ("", "all")):
             raise ValueError("gate 'dora' is for LoRA's linear update of x: start from row dora")
         if self.matrix == "generated" and (self.per_task or self.linear):
             raise ValueError("a generated module is one a task already, with gelu and biases: "
                              "leave per_task and linear out")
-        if self.matrix == "none" and self.gate is None or min(
-                self.reduction, self.n, self.p, self.heads) < 1 or min(self.r, self.g) < 0:
-            raise ValueError("matrix 'none' needs a gate; reduction, n, p and heads are at least "
-                             "1, r and g at least 0")
+        if self.matrix == "none" and not self.gate:
+            raise ValueError("matrix 'none' adds nothing: give it a gate")
+        for name, least in (("r", 0), ("g", 0), ("reduction", 1), ("heads", 1), ("n", 1), ("p", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
     def width(self, d: int) -> int:
         """The bottleneck at a site of width D."""
@@ -379,15 +387,19 @@ class Adapter(nn.Module):
         H = self.update(h, x, ctx)
         return self.s * (H if self.gate is None else self.gate(x, H, ctx) * H)
 
+    def delta(self) -> Tensor:
+        """scale U D (out, in) of a linear module: dh = delta x."""
+        return self.scale * self.net.up.matrix() @ self.net.down.matrix()
+
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The frozen W (out, in) and b with this module in them: W' x + b' = h'."""
-        if self.net is not None:
-            if not (self.reads_x and getattr(self.net, "linear", False)):
-                raise ValueError("only what is linear in x can be merged: LoRA, DoRA, (IA)3")
-            W = W + self.scale * self.net.up.matrix() @ self.net.down.matrix()
-        if self.gate is not None and not isinstance(self.gate, MiddleY):
-            raise ValueError("a gate that looks at its input cannot be merged")
+        linear = self.net is None or (
+            self.reads_x and isinstance(self.net, Bottleneck) and self.net.linear
+            and not any(isinstance(m, PerTask) for m in (self.net.down, self.net.up)))
+        if not linear or not (self.gate is None or isinstance(self.gate, MiddleY)):
+            raise ValueError("only what is linear in x can be merged, as LoRA, DoRA and (IA)3 are")
         G = self.s * (1.0 if self.gate is None else self.gate(None, None, None))
+        W = W if self.net is None else W + self.delta()
         return (W.T * G).T, None if b is None else b * G
 
 
@@ -407,11 +419,11 @@ class DoRA(Adapter):
     def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
         (linear,) = self.frozen
         b = 0 if linear.bias is None else linear.bias
-        M, _ = super().merged(linear.weight, None)
-        return self.m / M.norm(dim=1).detach() * (self.update(h, x, ctx) - b) + b
+        G = self.m / (linear.weight + self.delta()).norm(dim=1).detach()
+        return G * (self.update(h, x, ctx) - b) + b
 
     def merged(self, W: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        M, _ = super().merged(W, None)
+        M = W + self.delta()
         return (self.m / M.norm(dim=1))[:, None] * M, b
 
 
@@ -421,16 +433,21 @@ class Prompt:
     length: int = 40
     mid: int = 800
     std: float | None = 0.02
+    std_tokens: float = 0.02           # of E
     per_task: str = ""                 # or "all"
+
+    def __post_init__(self):
+        if min(self.length, self.mid) < 1 or self.per_task not in ("", "all"):
+            raise ValueError(f"{self}: length and mid are at least 1, per_task is '' or 'all'")
 
 
 class SoftPrompt(nn.Module):
     """P = W_2 tanh(W_1 E + b_1) + b_2, put in front of the encoder's text (prefix-tuning, Li and
     Liang 2021, arXiv 2101.00190, at the input alone). E is length x D, W_1 D -> mid."""
 
-    def __init__(self, prompt: Prompt, d: int, std_tokens: float):
+    def __init__(self, prompt: Prompt, d: int):
         super().__init__()
-        self.E = nn.Parameter(torch.randn(prompt.length, d) * std_tokens)
+        self.E = nn.Parameter(torch.randn(prompt.length, d) * prompt.std_tokens)
         self.W1, self.W2 = Dense(d, prompt.mid, prompt.std), Dense(prompt.mid, d, prompt.std)
 
     def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
@@ -469,7 +486,7 @@ def parts(t5: bool) -> dict[str, Add | Prompt]:
     Deliberate: on T5 the papers' adapters reduce by 4, and VL-PET's start at zero and scale the
     sub-layer's output by 0.3.
     """
-    add = Add(std=None) if t5 else Add()
+    add, tokens = (Add(std=None), 1.0) if t5 else (Add(), 0.02)
     light = replace(add, reads="x", zero=t5)
     gated = replace(add, heads=4, s=0.3 if t5 else 1.0, zero=t5)
     lora = Add(reads="x", linear=True, r=150 if t5 else 128, alpha=32, dropout=0.1, std=None,
@@ -478,10 +495,10 @@ def parts(t5: bool) -> dict[str, Add | Prompt]:
         "adapter": replace(add, reduction=4 if t5 else 8), "adapter-light": light,
         "compacter": replace(add, matrix="kronecker"),
         "compacter-light": replace(light, matrix="kronecker"),
-        "hyperformer": Add(matrix="generated", std=0.01 if t5 else 0.02),
+        "hyperformer": Add(matrix="generated", std=0.01 if t5 else 0.02, std_tokens=tokens),
         "lora": lora, "dora": replace(lora, gate="dora"),
         "ia3": Add(matrix="none", gate="middleY", zero=True),
-        "prompt": Prompt(std=add.std),
+        "prompt": Prompt(std=add.std, std_tokens=tokens),
     }
     for gate in GATES:
         found[f"adapter+{gate}"] = replace(gated, gate=gate, reduction=4 if t5 else 8)
@@ -600,14 +617,14 @@ def parse(key: str, value: str) -> object:
 
 
 def build(add: Add | Prompt, d_in: int, d_out: int, tasks: tuple[str, ...], place: str,
-          linear: nn.Linear | None, std_tokens: float) -> nn.Module:
+          linear: nn.Linear | None) -> nn.Module:
     """The module that a description stands for, one a task where it says so.
 
     place: the site's name, for what is generated there. linear: the site's Linear, if it is one.
     """
     def make():
         if isinstance(add, Prompt):
-            return SoftPrompt(add, d_out, std_tokens)
+            return SoftPrompt(add, d_out)
         if add.gate != "dora":
             return Adapter(add, d_in, d_out, tasks, place)
         if linear is None:

@@ -29,11 +29,6 @@ STACKS, NORMS = ("encoder", "decoder"), (nn.LayerNorm, nn.RMSNorm)
 TASKS = ("vqa", "gqa", "nlvr", "caption")            # of the papers' tables
 
 
-def std_tokens(c: t5.Config) -> float:
-    """The law of what is new among tokens: N(0, 1) on T5, as its word embedding, else N(0, 0.02)"""
-    return 1.0 if c.is_t5 else 0.02
-
-
 class VisualEmbedding(nn.Module):
     """v = Norm_f(W_f f + b_f) + Norm_p(W_p [x1, x2, y1, y2, area] + b_p) + E_img + E_word[V-1-j]
 
@@ -47,7 +42,7 @@ class VisualEmbedding(nn.Module):
         self.feat, self.feat_norm = adapters.Dense(width, c.d, std), t5.make_norm(c)
         self.box, self.box_norm = adapters.Dense(5, c.d, std), t5.make_norm(c)
         self.image = nn.Embedding(2, c.d)
-        nn.init.normal_(self.image.weight, std=std_tokens(c))
+        nn.init.normal_(self.image.weight, std=1.0 if c.is_t5 else 0.02)
 
     def forward(self, feats: Tensor, boxes: Tensor, image_ids: Tensor, order_ids: Tensor,
                 words: Tensor) -> Tensor:
@@ -131,14 +126,13 @@ class VLModel(nn.Module):
             for site, add, name, place in places:
                 linear = place if isinstance(place, nn.Linear) else None
                 d_in, d_out = (getattr(place, f"{end}_features", c.d) for end in ("in", "out"))
-                made[name] = adapters.build(add, d_in, d_out, tasks, name, linear, std_tokens(c))
+                made[name] = adapters.build(add, d_in, d_out, tasks, name, linear)
                 if isinstance(net := getattr(made[name], "net", None), adapters.Generated):
                     stack, _, site = site.partition(".")
                     stacks[stack][site.replace(".", "_")].append(net)
                     generated = add
             if stacks := {stack: sites for stack, sites in stacks.items() if sites}:
-                self.hyper = adapters.Hypernetwork(tasks, stacks, generated,
-                                                   std_tokens(c)).to(dtype)
+                self.hyper = adapters.Hypernetwork(tasks, stacks, generated).to(dtype)
         # Nothing has failed: only now is the model changed.
         self.method, self.tasks = method, tasks
         self.base = {n: p for n, p in self.named_parameters() if id(p) in opened}

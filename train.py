@@ -34,6 +34,7 @@ from tqdm import tqdm
 import adapters
 import clip_encoder
 import data
+import interchange
 import metrics
 import t5
 import tokenizer
@@ -70,6 +71,8 @@ class Config:
     beams: int = 5                       # of captions
     seed: int = 42
     device: str = ""                     # "": cuda if there is one, else cpu
+    init: str = ""                       # begin with the weights of a run folder, an adapter file
+    #                                      or a folder of the PEFT library
     control: str = ""                    # blind: pictures shuffled among the examples;
     #                                      random-lm, random-clip: without pre-trained weights
     log_every: int = 50                  # steps
@@ -96,7 +99,7 @@ VIDEO = {"tvqa", "how2qa", "tvc", "yc2c"}
 
 
 # What a number may be: from, to (both allowed).
-RANGES = {"epochs": (1, 10**6), "batch": (1, 10**6), "lr": (1e-9, 10.0), "warmup": (0.0, 1.0),
+RANGES = {"epochs": (0, 10**6), "batch": (1, 10**6), "lr": (1e-9, 10.0), "warmup": (0.0, 1.0),
           "weight_decay": (0.0, 1.0), "clip_norm": (1e-9, 1e9), "dropout": (0.0, 0.99),
           "beams": (1, 100), "seed": (0, 2**63 - 1), "log_every": (1, 10**9),
           "save_every": (1, 10**9)}
@@ -197,6 +200,15 @@ def build(config: Config, features: clip_encoder.Features) -> tuple[VLModel, tok
     m.install(adapters.row(config.method, lm.config.is_t5, config.set),
               tuple(config.tasks.split(",")))
     return m.to(device_of(config)), tokenizer.load(config.lm)
+
+
+def begin_with(m: VLModel, path: Path) -> None:
+    """Fills what the row trains from a run folder, an adapter-only file or PEFT's folder."""
+    if (path / "adapter_config.json").exists():
+        if not interchange.load(m, path):
+            print(f"{path} has no visual embedding: it starts afresh")
+    else:
+        m.load_trained(path / "adapter.safetensors" if path.is_dir() else path)
 
 
 class Shuffled:
@@ -449,6 +461,8 @@ def run(config: Config, resume: bool = False, only_test: bool = False) -> dict:
     if only_test:
         m.load_trained(out / "adapter.safetensors")
     else:
+        if config.init:
+            begin_with(m, Path(config.init))
         out.mkdir(parents=True, exist_ok=True)
         save_json(out / "config.json", asdict(config))
         train(m, tok, features, examples, config, resume)

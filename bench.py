@@ -1,0 +1,80 @@
+"""How fast is it?
+
+    python bench.py mixing          # a training step of one task against one of four tasks mixed
+    python bench.py kronecker       # two small products against building the matrix
+
+Random weights of a published size, one thread; the median of several runs, the first left out.
+"""
+import argparse
+import statistics
+import time
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+
+import adapters
+import data
+import t5
+from model import TASKS, VLModel
+
+
+def seconds(times: int, run, *args) -> float:
+    """Median duration of run(*args)."""
+    durations = []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        run(*args)
+        durations.append(time.perf_counter() - start)
+    return statistics.median(durations[1:])
+
+
+def random_batch(tasks: tuple[str, ...], text: int = 16, tokens: int = 36, answer: int = 6,
+                 width: int = 2048) -> data.Batch:
+    """Examples of one picture each, as data.collate would make them."""
+    B, law = len(tasks), torch.Generator().manual_seed(0)
+    labels = torch.randint(5, 1000, (B, answer), generator=law)
+    return data.Batch(
+        tasks, torch.randint(5, 1000, (B, text), generator=law),
+        torch.randn(B, tokens, width, generator=law), data.grid_boxes(tokens).expand(B, -1, -1),
+        torch.zeros(B, tokens, dtype=torch.long), torch.arange(tokens).expand(B, -1), None, labels,
+        data.loss_weights(["examples"] * B, torch.ones(B), labels))
+
+
+def step(m: VLModel, batch: data.Batch) -> None:
+    m.loss(batch).backward()
+    m.zero_grad()
+
+
+def mixing(examples: int = 32) -> None:
+    """What it costs that every module first sorts its examples by task."""
+    config = replace(t5.PRESETS["bart-base"], vocab=1000, dropout=0.0)
+    one = random_batch(("vqa",) * examples)
+    mixed = replace(one, tasks=tuple(TASKS[i % len(TASKS)] for i in range(examples)))
+    for row in ("adapter-multiple", "compacter-multiple", "lora-multiple", "hyperformer"):
+        m = VLModel(t5.EncoderDecoder(config).init_weights(), 2048)
+        m.install(adapters.row(row, False), TASKS)
+
+        a, b = (seconds(5, step, m, batch) for batch in (one, mixed))
+        print(f"{row:20} {examples} examples: one task {a:6.2f} s, four mixed {b:6.2f} s, "
+              f"{100 * (b / a - 1):+.0f} %", flush=True)
+
+
+@torch.no_grad()
+def kronecker() -> None:
+    """Where two products win: adapters.Kronecker takes them below in / 10 tokens."""
+    for d_in, d_out, n in ((768, 96, 2), (96, 768, 2), (768, 96, 4), (96, 768, 4)):
+        made = adapters.Kronecker(d_in, d_out, n)
+        for tokens in (1, 5, 10, 20, 40, 80, 160):
+            x = torch.randn(tokens, d_in)
+            a = seconds(200, lambda made, x: F.linear(x, made.matrix()), made, x)
+            b = seconds(200, made.products, x)
+            print(f"{d_in} -> {d_out}, n {n}, {tokens:4} tokens: built {1e6 * a:5.0f} us, "
+                  f"products {1e6 * b:5.0f} us", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="How fast is it?")
+    parser.add_argument("what", choices=("mixing", "kronecker"))
+    torch.set_num_threads(1)
+    globals()[parser.parse_args().what]()
