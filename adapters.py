@@ -349,7 +349,8 @@ class Add:
             raise ValueError(f"a bottleneck of {d} / {self.reduction} has no room: give r, or a "
                              f"reduction of at most {d}")
         if r % self.heads:
-            raise ValueError(f"a bottleneck of {r} cannot be shared by {self.heads} heads")
+            raise ValueError(f"a bottleneck of {r} cannot be shared by {self.heads} heads: give "
+                             "heads that divide r")
         return r
 
 

@@ -9,6 +9,7 @@ import argparse
 import statistics
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,14 +20,15 @@ import t5
 from model import TASKS, VLModel
 
 
-def seconds(times: int, run, *args) -> float:
-    """Median duration of run(*args)."""
-    durations = []
+def seconds(times: int, *runs) -> list[float]:
+    """Median durations of functions, run in turn, so that a busy machine is busy for all."""
+    durations = [[] for _ in runs]
     for _ in range(times + 1):
-        start = time.perf_counter()
-        run(*args)
-        durations.append(time.perf_counter() - start)
-    return statistics.median(durations[1:])
+        for run, found in zip(runs, durations):
+            start = time.perf_counter()
+            run()
+            found.append(time.perf_counter() - start)
+    return [statistics.median(found[1:]) for found in durations]
 
 
 def random_batch(tasks: tuple[str, ...], text: int = 16, tokens: int = 36, answer: int = 6,
@@ -55,9 +57,13 @@ def mixing(examples: int = 32) -> None:
         m = VLModel(t5.EncoderDecoder(config).init_weights(), 2048)
         m.install(adapters.row(row, False), TASKS)
 
-        a, b = (seconds(5, step, m, batch) for batch in (one, mixed))
+        a, b = seconds(7, partial(step, m, one), partial(step, m, mixed))
         print(f"{row:20} {examples} examples: one task {a:6.2f} s, four mixed {b:6.2f} s, "
               f"{100 * (b / a - 1):+.0f} %", flush=True)
+
+
+def build_and_apply(made: adapters.Kronecker, x: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, made.matrix())
 
 
 @torch.no_grad()
@@ -67,8 +73,7 @@ def kronecker() -> None:
         made = adapters.Kronecker(d_in, d_out, n)
         for tokens in (1, 5, 10, 20, 40, 80, 160):
             x = torch.randn(tokens, d_in)
-            a = seconds(200, lambda made, x: F.linear(x, made.matrix()), made, x)
-            b = seconds(200, made.products, x)
+            a, b = seconds(200, partial(build_and_apply, made, x), partial(made.products, x))
             print(f"{d_in} -> {d_out}, n {n}, {tokens:4} tokens: built {1e6 * a:5.0f} us, "
                   f"products {1e6 * b:5.0f} us", flush=True)
 

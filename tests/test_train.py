@@ -118,7 +118,80 @@ def test_same_seed_same_run_other_seed_other_run(small, done, tmp_path):
     assert files[0] == files[1] != files[2]
 
 
-@pytest.mark.parametrize("lm, method", [("t5", "vlpet-small"), ("t5", "adapter"), ("bart", "full")])
+def test_a_row_with_modules_for_each_task_resumes_exactly(small, tmp_path, monkeypatch):
+    """An idle task's moments are saved and come back; a task that had no batch yet has none."""
+    row = ("--method", "adapter-half-shared", "--set", "r=2", "--epochs", "1")
+    train.main(arguments(small, tmp_path / "whole", *row))
+    loss, calls = train.VLModel.loss, []
+
+    def dies(self, batch):
+        calls.append(1)
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return loss(self, batch)
+
+    monkeypatch.setattr(train.VLModel, "loss", dies)
+    with pytest.raises(SystemExit, match="--resume"):
+        train.main(arguments(small, tmp_path / "cut", *row, "--save-every", "2"))
+    train.main(["--resume", str(tmp_path / "cut")])
+    a, b = (weights.read(tmp_path / d / "adapter.safetensors") for d in ("whole", "cut"))
+    assert set(a) == set(b) and all(torch.equal(a[n], b[n]) for n in a)
+    assert any(n.endswith("tune.net.down.gqa.weight") for n in a)
+
+
+def test_changes_and_beginnings(small, done, tmp_path, capsys):
+    """--set changes the row, --init begins with what another run trained."""
+    changed = ("--set", "r=12,decoder=none", "--tasks", "vqa")
+    train.main(arguments(small, tmp_path / "a", *changed, "--epochs", "1"))
+    assert "vlpet-large with r=12,decoder=none: lr 0.001 (recipe 0.003)" in capsys.readouterr().out
+    held = weights.read(tmp_path / "a" / "adapter.safetensors")
+    assert held["lm.encoder.blocks.0.ffn.tune.net.down.weight"].shape == (12, 32)
+    assert not any("decoder" in n for n in held)
+    for file in ("a", "a/adapter.safetensors"):
+        train.main(arguments(small, tmp_path / f"b{len(file)}", *changed, "--init",
+                             str(tmp_path / file), "--epochs", "0", "--seed", "5"))
+        again = weights.read(tmp_path / f"b{len(file)}" / "adapter.safetensors")
+        assert all(torch.equal(again[n], held[n]) for n in held)
+    with pytest.raises(SystemExit, match="adapter.safetensors cannot be loaded.*decoder"):
+        train.main(arguments(small, tmp_path / "c", *changed, "--init", str(done)))
+    assert not (tmp_path / "c").exists()
+
+
+# spec/training.md, "Recipes"
+PUBLISHED = [
+    ("image", False, "full", 1e-4, 500, 20, False),
+    *(("image", False, row, 1e-3, 500, 20, True) for row in (
+        "adapter", "compacter", "lora", "prompt", "bitfit", "vlpet-small", "vlpet-middleX",
+        "vlpet-middleY", "vlpet-large")),
+    *(("image", False, row, 1e-3, 500, 20, False) for row in (
+        "hyperformer", "compacter-multiple", "lora-multiple", "prompt-multiple")),
+    *(("image", False, row, 3e-4, 500, 20, False) for row in (
+        "adapter-multiple", "adapter-half-shared")),
+    ("image", True, "full", 1e-4, 300, 20, True),
+    *(("image", True, row, 3e-4, 300, 20, True) for row in ("vlpet-large", "adapter", "lora")),
+    ("video", False, "full", 3e-5, 50, 7, True),
+    *(("video", False, row, 3e-4, 50, 7, True) for row in ("adapter", "lora", "prompt")),
+    *(("video", False, row, 7e-4, 50, 20, True) for row in ("vlpet-small", "vlpet-large")),
+]
+
+
+@pytest.mark.parametrize("kind, is_t5, row, lr, batch, epochs, names", PUBLISHED)
+def test_recipes(kind, is_t5, row, lr, batch, epochs, names):
+    tasks = "tvqa,tvc" if kind == "video" else "vqa,caption"
+    found = train.recipe(train.Config(method=row, data="elsewhere", tasks=tasks), is_t5)
+    assert found == {"lr": lr, "batch": batch, "epochs": epochs, "task_names": names}
+
+
+def test_help_shows_recipes_and_changes(capsys):
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    shown = capsys.readouterr().out
+    assert "adapter-multiple        0.0003    500      20  no" in shown
+    assert "decoder.cross_attn.k=lora" in shown
+
+
+@pytest.mark.parametrize("lm, method", [("t5", "vlpet-small"), ("t5", "hyperformer"),
+                                        ("bart", "full"), ("bart", "prompt-multiple")])
 def test_other_rows_and_dialects_train(small, tmp_path, lm, method):
     out = tmp_path / "out"
     train.main(arguments(small, out, "--lm", f"{small}/{lm}", "--method", method, "--epochs", "1",
@@ -155,6 +228,10 @@ BAD = [
     (["--data", "nowhere"], "nowhere"), (["--dropout", "2"], "--dropout"),
     (["--lr", "nan"], "--lr"), (["--warmup", "-1"], "--warmup"), (["--device", "tpu"], "'cuda'"),
     (["--images", "nowhere"], "nowhere"), (["--test", "nowhere"], "--test"),
+    (["--set", "rr=3"], "rr=3"), (["--set", "r"], "FIELD=VALUE"), (["--set", "r=x"], "r is 'x'"),
+    (["--set", "decoder.ffn=adapter+small"], "tokens to come"), (["--init", "nowhere"], "nowhere"),
+    (["--set", "encoder.cross_attn=lora"], "no site 'encoder.cross_attn'"),
+    (["--set", "open=all+noses"], "noses"),
 ]
 
 
