@@ -560,7 +560,7 @@ FIELDS = {f.name: (get_args(f.type) or (f.type,)) for kind in (Add, Prompt) for 
 
 
 def row(name: str, t5: bool, changes: str = "") -> Method:
-    """Row `name` with changes, a comma between them:
+    """Row `name` with changes, made from left to right, a comma between them:
 
         r=48                          a field of Add or Prompt, wherever a module has it
         encoder.gate=none             the same, at the sites whose names begin so

@@ -45,7 +45,7 @@ ALLOWED = {"peft_type": ("LORA",), "bias": ("none", "all"),
 @dataclass(frozen=True)
 class Lora:
     """A row in PEFT's words. Equal ones make the same function of the same tensors."""
-    linears: frozenset[str]                                   # our names
+    sites: frozenset[str]                                     # all places of each
     r: int
     alpha: float
     dora: bool
@@ -61,7 +61,7 @@ def export(m: VLModel, folder: str | Path, base: str = "", task: str = "") -> No
     a task. ValueError, and nothing written, for what PEFT's format cannot say.
     """
     lora, folder, trained = installed(m, task), Path(folder), m.trained()
-    targets = [to_peft(m, name).removeprefix("base_model.model.") for name in lora.linears]
+    targets = [to_peft(m, name).removeprefix("base_model.model.") for name in m.installed]
     config = {"peft_type": "LORA", "task_type": "SEQ_2_SEQ_LM", "r": lora.r,
               "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_dora": lora.dora,
               "use_rslora": False, "bias": "all" if lora.biases else "none",
@@ -129,14 +129,14 @@ def installed(m: VLModel, task: str) -> Lora:
             raise ValueError(f"PEFT's format cannot say what is installed at {name}: it can say "
                              "LoRA and DoRA, dense, with s 1, behind a Linear, not merged")
         r, dora = net.down.out_features, isinstance(tune, adapters.DoRA)
-        found.add((r, number(tune.scale * r), dora, tune.dropout))
+        found.add((r, number(tune.scale * r), "DoRA" if dora else "LoRA", tune.dropout))
         theirs = to_peft(m, name)
         names |= {f"{at}.net.down.weight": f"{theirs}.lora_A.weight",
                   f"{at}.net.up.weight": f"{theirs}.lora_B.weight"}
         names |= {f"{at}.m": f"{theirs}.lora_magnitude_vector"} if dora else {}
     if len(found) != 1:
-        raise ValueError("PEFT's format is for modules of one r, alpha, kind (LoRA or DoRA) and "
-                         f"dropout; installed are {sorted(found) or 'none'}")
+        raise ValueError("PEFT's format wants modules of one r, alpha, kind and dropout; installed "
+                         f"are {', '.join(map(str, sorted(found))) or 'none'}")
     biases = {n for n, _ in m.lm.named_parameters("lm") if n.endswith(".bias")}
     if m.base and m.base.keys() != biases:
         raise ValueError("PEFT's format can say that all biases are trained, and nothing else of "
@@ -144,8 +144,8 @@ def installed(m: VLModel, task: str) -> Lora:
     for name in m.base:
         module = name.removesuffix(".bias")
         names[name] = f"{to_peft(m, module)}{'.base_layer' * (module in m.installed)}.bias"
-    (r, alpha, dora, dropout), = found
-    return Lora(frozenset(m.installed), r, alpha, dora, bool(m.base), dropout, names)
+    (r, alpha, kind, dropout), = found
+    return Lora(frozenset(m.method.at), r, alpha, kind == "DoRA", bool(m.base), dropout, names)
 
 
 def number(x: float) -> float:
@@ -168,7 +168,7 @@ def read(m: VLModel, folder: Path) -> tuple[Lora, dict[str, Tensor]]:
                if v and k not in KNOWN or k in ALLOWED and v not in ALLOWED[k]]:
         raise ValueError(f"{path}: {', '.join(odd)} is nothing that a row can say: train the "
                          "adapter without it")
-    tensors.pop("base_model.model.final_logits_bias", None)     # saved with "all", never trained
+    tensors.pop("base_model.model.final_logits_bias", None)     # in old files, but never trained
     modules, linears = dict(m.named_modules()), set()
     for name in tensors:
         if name.endswith(".lora_A.weight"):
@@ -177,25 +177,24 @@ def read(m: VLModel, folder: Path) -> tuple[Lora, dict[str, Tensor]]:
                 raise ValueError(f"{folder / ADAPTER}: {name} adapts what is no Linear of this "
                                  "language model: give an adapter of this one")
             linears.update(ours[0])
-    try:
-        alpha = c["lora_alpha"] * (c["r"] ** 0.5 if c.get("use_rslora") else 1)
-        # On T5 "all" trains no bias of a Linear but the relative positions: an unexpected tensor.
-        biases = c.get("bias") == "all" and not m.lm.config.is_t5
-        return Lora(frozenset(linears), c["r"], number(alpha), bool(c.get("use_dora")),
-                    biases), tensors
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{path} needs numbers as r and lora_alpha: save it again") from None
+    sites = frozenset(re.sub(r"^lm\.|\.blocks\.\d+|\.f(?=\.)", "", name) for name in linears)
+    if {name for site in sites for name, _ in m.sites(site)} != linears or not sites:
+        raise ValueError(f"{folder / ADAPTER} adapts some layers of a stack and others not, which "
+                         "no row does: adapt all")
+    r, alpha = c.get("r"), c.get("lora_alpha")
+    if type(r) is not int or r < 1 or type(alpha) not in (int, float):
+        raise ValueError(f"{path}: r is {r!r} and lora_alpha {alpha!r}, which should be numbers")
+    biases = c.get("bias") == "all" and not m.lm.config.is_t5             # T5 has none
+    alpha = number(alpha * r ** 0.5 if c.get("use_rslora") else alpha)
+    return Lora(sites, r, alpha, bool(c.get("use_dora")), biases), tensors
 
 
 def row(m: VLModel, lora: Lora, task: str) -> str:
     """What installs this row, as train.py's command line says it."""
-    sites = {re.sub(r"^lm\.|\.blocks\.\d+|\.f(?=\.)", "", name) for name in lora.linears}
-    if {name for site in sites for name, _ in m.sites(site)} != lora.linears or not sites:
-        return "no row (a row treats all layers of a stack alike)"
     method = "dora" if lora.dora else "lora"
     default = adapters.methods(m.lm.config.is_t5)[method]
-    changes = [f"{site}={method}" for site in sorted(sites - default.at.keys())]
-    changes += [f"{site}=none" for site in default.at if site not in sites]
+    changes = [f"{site}={method}" for site in sorted(lora.sites - default.at.keys())]
+    changes += [f"{site}=none" for site in default.at if site not in lora.sites]
     changes += [f"r={lora.r}", f"alpha={lora.alpha}"] + ["per_task=all"] * bool(task)
     if lora.biases != bool(default.open):
         changes.append(f"open={'biases' if lora.biases else 'none'}")

@@ -55,13 +55,22 @@ class VisualEmbedding(nn.Module):
                 + self.image(image_ids) + F.embedding(len(words) - 1 - order_ids, words))
 
 
-# What a row may open of the backbone: a name -> its parameters.
+def norms(of: nn.Module) -> Iterator[nn.Parameter]:
+    return (p for m in of.modules() if isinstance(m, NORMS) for p in m.parameters())
+
+
+def biases(of: nn.Module) -> Iterator[nn.Parameter]:
+    return (m.bias for m in of.modules() if isinstance(m, (nn.Linear, *NORMS))
+            and getattr(m, "bias", None) is not None)
+
+
+# What a row may open of the frozen networks: a name -> its parameters.
 OPEN = {
-    "all": lambda lm: lm.parameters(),
-    "norms": lambda lm: (p for m in lm.modules() if isinstance(m, NORMS) for p in m.parameters()),
-    "encoder.norms": lambda lm: OPEN["norms"](lm.encoder),
-    "biases": lambda lm: (m.bias for m in lm.modules() if getattr(m, "bias", None) is not None
-                          and isinstance(m, (nn.Linear, *NORMS))),
+    "all": lambda model: model.lm.parameters(),
+    "norms": lambda model: norms(model.lm),
+    "encoder.norms": lambda model: norms(model.lm.encoder),
+    "biases": lambda model: biases(model.lm),
+    "clip": lambda model: model.clip.parameters(),
 }
 
 
@@ -75,11 +84,12 @@ class VLModel(nn.Module):
     """A frozen language model that sees: `lm`, the `visual` embedding, and an installed method.
 
     lm: with its vocabulary resized to `vocabulary(lm.config)`. width: of the visual features.
+    clip: the image tower, where batches hold pixels instead of features.
     """
 
-    def __init__(self, lm: t5.EncoderDecoder, width: int):
+    def __init__(self, lm: t5.EncoderDecoder, width: int, clip: nn.Module | None = None):
         super().__init__()
-        self.lm = lm
+        self.lm, self.clip = lm, clip
         self.visual = VisualEmbedding(width, lm.config).to(lm.shared.weight.dtype)
         self.method, self.tasks, self.hyper = None, (), None
         self.installed, self.base, self.merged = {}, {}, []
@@ -117,9 +127,12 @@ class VLModel(nn.Module):
             raise ValueError("a method is installed already: call remove() first")
         if unknown := set(method.open) - OPEN.keys():
             raise ValueError(f"a row cannot open {', '.join(unknown)}; it can {', '.join(OPEN)}")
+        if "clip" in method.open and self.clip is None:
+            raise ValueError("a row that opens clip needs the image tower in the model, and "
+                             "pictures instead of features")
         places = [(site, add, *found) for site, add in method.at.items()
                   for found in self.sites(site)]
-        opened = {id(p) for name in method.open for p in OPEN[name](self.lm)}
+        opened = {id(p) for name in method.open for p in OPEN[name](self)}
         c, device, dtype = self.lm.config, self.lm.shared.weight.device, self.lm.shared.weight.dtype
         made, stacks = {}, {stack: defaultdict(list) for stack in STACKS}
         with device:
@@ -137,7 +150,7 @@ class VLModel(nn.Module):
         self.method, self.tasks = method, tasks
         self.base = {n: p for n, p in self.named_parameters() if id(p) in opened}
         for _, _, name, place in places:
-            place.tune, self.installed[name] = made[name].to(dtype), place
+            place.tune, self.installed[name] = made[name].to(dtype).train(self.training), place
         self.requires_grad_(False)
         for p in (*self.visual.parameters(), *self.added(), *self.base.values()):
             p.requires_grad_(True)
@@ -208,6 +221,8 @@ class VLModel(nn.Module):
         added = {id(p) for p in self.added()}
         parts = {"language model": [p for p in self.lm.parameters() if id(p) not in added],
                  "visual embedding": list(self.visual.parameters()), "method": self.added()}
+        if self.method and "clip" in self.method.open:       # the papers do not count a frozen one
+            parts["CLIP"] = list(self.clip.parameters())
         parts["all"] = [p for ps in parts.values() for p in ps]
         return [(part, sum(p.numel() for p in ps if p.requires_grad), sum(p.numel() for p in ps))
                 for part, ps in parts.items()]
@@ -231,10 +246,22 @@ class VLModel(nn.Module):
         rows = {task: torch.tensor(rows[task], device=device) for task in sorted(rows)}
         return Context(rows=rows, generated=self.hyper(list(rows)) if self.hyper else {})
 
+    def look(self, batch) -> Tensor:
+        """The features (B, N, F) of a batch whose `feats` are its pictures' pixels (P, 3, H, W),
+        example by example. CLIP is always in eval mode: a ResNet's batch statistics stay."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "clip" in self.method.open):
+            tokens = self.clip.eval().encode(batch.feats)                   # P, 36, F
+        if batch.seen is None:
+            return tokens.reshape(*batch.order_ids.shape, -1)
+        feats = tokens.new_zeros(*batch.order_ids.shape, tokens.size(-1))
+        feats[batch.seen] = tokens.flatten(0, 1)
+        return feats
+
     def encode(self, batch) -> tuple[Tensor, Tensor, list, Context]:
         """A batch of data.py -> encoder states (B, S, D), their mask (B, S), and what the decoder
         needs: a fresh cache and its context (without the encoder's mask: its tokens are others)."""
-        visual = self.visual(batch.feats, batch.boxes, batch.image_ids, batch.order_ids,
+        feats = batch.feats if self.clip is None else self.look(batch)
+        visual = self.visual(feats, batch.boxes, batch.image_ids, batch.order_ids,
                              self.lm.shared.weight)
         ctx = self.context(batch.tasks, visual.device)
         memory, mask = self.lm.encode(batch.input_ids, visual, batch.seen, ctx)
@@ -260,8 +287,26 @@ class VLModel(nn.Module):
         beams 1 is greedy. The last two settings are the published model's unless given.
         """
         c = self.lm.config
-        _, mask, cache, ctx = self.encode(batch)
+        step, start = self.stepper(batch)
         n = c.no_repeat_ngram if no_repeat_ngram is None else no_repeat_ngram
+        if beams == 1:
+            return greedy(step, start, c, max_length, n)
+        early = c.early_stopping if early_stopping is None else early_stopping
+        text, _ = beam_search(step, start, c, max_length, n, beams, early)
+        place = torch.arange(1, max_length + 1, device=text.device)
+        return text[:, 0, :int((place * (text[:, 0] != c.pad)).max())]      # the best beam
+
+    @torch.no_grad()
+    def beams(self, batch, beams: int = 5, max_length: int = 20) -> tuple[Tensor, Tensor]:
+        """The best answers of each example: token ids (B, K, max_length), padding behind the end,
+        and log p of each whole answer (B, K), in the order of log p / length."""
+        c = self.lm.config
+        step, start = self.stepper(batch)
+        return beam_search(step, start, c, max_length, c.no_repeat_ngram, beams, c.early_stopping)
+
+    def stepper(self, batch):
+        """What a search needs: a function that scores next tokens, and the first ones (B, 1)."""
+        _, mask, cache, ctx = self.encode(batch)
 
         def step(ids: Tensor, keep: Tensor | None = None) -> Tensor:
             """Scores (rows, V) of the next token; `keep` names the rows that live on."""
@@ -271,22 +316,18 @@ class VLModel(nn.Module):
             h = self.lm.decode(ids[:, -1:], mask, cache, ctx)
             return self.lm.logits(h[:, -1]).float()
 
-        start = torch.full((len(mask), 1), c.start, device=mask.device)
-        if beams == 1:
-            return greedy(step, start, c, max_length, n)
-        early = c.early_stopping if early_stopping is None else early_stopping
-        return beam_search(step, start, c, max_length, n, beams, early)
+        return step, torch.full((len(mask), 1), self.lm.config.start, device=mask.device)
 
     @torch.no_grad()
     def choose(self, batch, tokens: list[int]) -> Tensor:
-        """Index (B,) of the likeliest of `tokens` at the first place of the answer: behind the
+        """Probabilities (B, n) among these n tokens at the first place of the answer: behind the
         start token, and on BART behind <s>, with which its targets begin."""
         c = self.lm.config
         _, mask, cache, ctx = self.encode(batch)
         ids = [c.start] if c.bos is None else [c.start, c.bos]
         h = self.lm.decode(torch.tensor(ids, device=mask.device).repeat(len(mask), 1),
                            mask, cache, ctx)
-        return self.lm.logits(h[:, -1])[:, tokens].argmax(-1)
+        return self.lm.logits(h[:, -1])[:, tokens].float().softmax(-1)
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -320,9 +361,11 @@ def greedy(step, ids: Tensor, c: t5.Config, max_length: int, n: int) -> Tensor:
 
 
 def beam_search(step, start: Tensor, c: t5.Config, max_length: int, n: int, K: int,
-                early_stopping: bool) -> Tensor:
+                early_stopping: bool) -> tuple[Tensor, Tensor]:
     """K beams, all on the device. A hypothesis holds no EOS and scores sum(log p) / length, where
-    the length counts the start token. step(ids, keep) -> scores (B * K, V)."""
+    the length counts the start token. step(ids, keep) -> scores (B * K, V).
+
+    Returns token ids (B, K, max_length), best first, and their sum(log p) (B, K)."""
     B, device, neg = len(start), start.device, float("-inf")
     first_row = torch.arange(B, device=device)[:, None] * K                # B, 1
     ids, keep = start.repeat_interleave(K, 0), None                        # B * K, t
@@ -366,10 +409,10 @@ def beam_search(step, start: Tensor, c: t5.Config, max_length: int, n: int, K: i
         done |= enough
     rows = first_row + torch.arange(K, device=device)
     add(score, rows, (~done)[:, None].expand(-1, K))
-    text, length = text[:, 0], length[:, 0]
-    fits = (length < max_length).nonzero().flatten()
-    text[fits, length[fits]] = c.eos
-    return text[:, :min(int(length.max()) + 1, max_length)]
+    logp = best * length
+    # The end of a hypothesis goes back in where there is room.
+    end = torch.arange(max_length, device=device) == length[..., None]
+    return text.masked_fill(end, c.eos), logp
 
 
 # --------------------------------------------------------------------------------- the table

@@ -1,0 +1,114 @@
+"""What does a trained run say about your own picture?
+
+    python ask.py                                              # a scene of the built-in world
+    python ask.py --run out/vlpet-large --image photo.jpg "what is on the table?"
+    python ask.py --run out/vlpet-large --image photo.jpg --task caption
+    python ask.py --image left.jpg --image right.jpg --task nlvr "both pictures show a dog"
+
+From the raw picture to the answer: CLIP's features, the frozen language model with what the run
+trained, the answer with its probability and the five best beams. Without --run it is the tiny run
+of weights/tiny-vlpet, which knows drawn shapes and nothing else.
+"""
+import argparse
+import sys
+from pathlib import Path
+from random import Random
+
+import torch
+from PIL import Image
+
+import clip_encoder
+import data
+import train
+import world
+
+TINY = "weights/tiny-vlpet"
+
+
+class Pictures:
+    """The features of a few pictures, as data.collate asks for them."""
+
+    def __init__(self, tower, pictures: dict[str, Image.Image]):
+        self.tower, self.pictures, self.width = tower, pictures, tower.features
+
+    @torch.no_grad()
+    def stack(self, ids: list[str]) -> torch.Tensor:
+        pixels = [clip_encoder.pixels(self.pictures[i], self.tower.size) for i in ids]
+        return self.tower.eval().encode(torch.stack(pixels))                    # P, N, F
+
+
+def answers(m, tok, example: data.Example, features, config: train.Config,
+            beams: int = 5) -> list[tuple[str, float]]:
+    """The best answers and their probabilities: nlvr's two, else those of `beams` beams."""
+    batch = data.collate([example], tok, features, task_names=config.task_names,
+                         boxes=config.boxes).to(train.device_of(config))
+    m.eval()
+    if data.TASKS[example.task].decode == "choice":
+        p = m.choose(batch, train.choice_tokens(tok))[0].tolist()
+        return sorted(zip(data.CHOICES, p), key=lambda found: -found[1])
+    text, logp = m.beams(batch, beams)
+    return [(train.answer_text(tok, row), p)
+            for row, p in zip(text[0].tolist(), logp[0].exp().tolist())]
+
+
+def built_in(task: str, seed: int) -> tuple[dict[str, Image.Image], str, str]:
+    """Pictures, question and right answer of an example of the built-in world; says what they
+    show."""
+    r = Random(seed)
+    item = world.example(task, r, True)
+    for scene in item.scenes:
+        print("scene: " + ", ".join(world.describe(scene)))
+    return {f"{i}": world.render(s, r) for i, s in enumerate(item.scenes)}, item.text, item.answer
+
+
+def read_pictures(paths: list[str]) -> dict[str, Image.Image]:
+    found = {}
+    for i, path in enumerate(paths):
+        try:
+            with Image.open(path) as image:
+                found[f"{i}"] = clip_encoder.rgb(image)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{path} cannot be read as a picture ({error})") from None
+    return found
+
+
+def run(args: argparse.Namespace) -> None:
+    needed = 2 if args.task == "nlvr" else 1
+    if args.image and len(args.image) != needed:
+        raise ValueError(f"{args.task} looks at {needed} picture{'s' * (needed - 1)}: give --image "
+                         f"{needed} time{'s' * (needed - 1)}, not {len(args.image)}")
+    if args.image and not args.question and args.task != "caption":
+        raise ValueError(f"{args.task} needs a question or statement behind the flags")
+    config, right = train.read_run(args.run), ""
+    if args.image:
+        pictures, question = read_pictures(args.image), args.question
+    else:
+        pictures, question, right = built_in(args.task, args.seed)
+        if args.question:
+            question, right = args.question, ""
+    features = Pictures(clip_encoder.load(config.clip), pictures)
+    m, tok = train.build(config, features)
+    m.load_trained(Path(args.run) / "adapter.safetensors")
+    example = data.Example(args.task, 0, question, tuple(pictures), {})
+    found = answers(m, tok, example, features, config)
+    print(f"{args.task}: {question}".rstrip(": ") + f"   (right: {right})" * bool(right))
+    for text, p in found:
+        print(f"{100 * p:6.1f} %  {text}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Asks a trained run about a picture.")
+    parser.add_argument("question", nargs="?", default="", help="or NLVR2's statement")
+    parser.add_argument("--run", default=TINY, help=f"run folder of train.py; default {TINY}")
+    parser.add_argument("--image", action="append", default=[], help="twice for nlvr; none: a "
+                        "scene of the built-in world")
+    parser.add_argument("--task", default="vqa", choices=tuple(data.TASKS))
+    parser.add_argument("--seed", type=int, default=0, help="of the built-in scene")
+    try:
+        run(parser.parse_args(argv))
+    except (ValueError, OSError) as error:
+        sys.exit(f"ask.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
