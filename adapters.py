@@ -16,15 +16,15 @@ trained. One formula covers nearly all of them:
     LoRA      z = x, f and the biases left out     DoRA         G = m / |W + scale U D|
     (IA)3     no dh, G = 1 + z                     prompt       tokens in front, no h at all
 
-Read downwards: the matrices, the gates, what stands at a site, the table, changes of a row. This
-file knows no backbone; model.py installs a row on one.
+Read downwards: the matrices, the gates, what stands at a site, the table. This file knows no
+backbone; model.py installs a row on one, rows.py changes one from the command line.
 
     python model.py --lm bart-base --features 2048      # every row and what it trains
     python -m pytest tests/test_methods.py
 """
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -145,17 +145,13 @@ class Bottleneck(nn.Module):
     def __init__(self, d: int, r: int, out: int, add: "Add", tasks: tuple[str, ...] = ()):
         super().__init__()
         self.linear = add.linear
-        self.down = self.half(d, r, add, tasks, "down")
-        self.up = self.half(r, out, add, tasks, "up")
 
-    @staticmethod
-    def half(d_in: int, d_out: int, add: "Add", tasks: tuple[str, ...], which: str) -> nn.Module:
-        zero, bias = add.zero and which == "up", not add.linear
-
-        def make():
-            return (Kronecker(d_in, d_out, add.n, zero, bias) if add.matrix == "kronecker"
-                    else Dense(d_in, d_out, add.std, zero, bias))
-        return PerTask(tasks, make) if add.per_task == which else make()
+        def half(d_in: int, d_out: int, which: str) -> nn.Module:
+            def make():
+                kind, law = (Kronecker, add.n) if add.matrix == "kronecker" else (Dense, add.std)
+                return kind(d_in, d_out, law, add.zero and which == "up", not add.linear)
+            return PerTask(tasks, make) if add.per_task == which else make()
+        self.down, self.up = half(d, r, "down"), half(r, out, "up")
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
         y = self.down(x, ctx)
@@ -177,7 +173,7 @@ class Generated(nn.Module):
 
 
 class HyperStack(nn.Module):
-    """Writes the adapters of one stack, all layers in one go.
+    """Writes the adapters of one stack, the matrices of all layers in one go.
 
         c = LayerNorm(W_2 relu(W_1 [t_k ; l_i] + b_1) + b_2)       task k, layer i;  W_2: 128 -> p
         D = view(A c + a, R x D), and so b_D, U, b_U               A, a: one of each a kind of site
@@ -213,17 +209,18 @@ class HyperStack(nn.Module):
 class Hypernetwork(nn.Module):
     """Hyperformer (Mahabadi et al. 2021, arXiv 2106.04489): a small network writes all adapters.
 
-    Task embeddings are shared by encoder and decoder. stacks: stack -> site -> its Generated.
+    Task embeddings are shared by encoder and decoder. stacks: stack -> (site -> its Generated, and
+    the description that they share).
     """
 
-    def __init__(self, tasks: tuple[str, ...], stacks: dict[str, dict[str, list[Generated]]],
-                 add: "Add", size: int = 512):
+    def __init__(self, tasks: tuple[str, ...],
+                 stacks: dict[str, tuple[dict[str, list[Generated]], "Add"]], size: int = 512):
         super().__init__()
         if not tasks:
             raise ValueError("a hypernetwork writes for each task: install it with tasks=(...)")
         self.tasks = nn.ParameterDict({task: torch.randn(size) for task in tasks})
         self.stacks = nn.ModuleDict({stack: HyperStack(sites, add, size)
-                                     for stack, sites in stacks.items()})
+                                     for stack, (sites, add) in stacks.items()})
 
     def forward(self, tasks: list[str]) -> dict[str, dict[str, tuple[Tensor, ...]]]:
         """What Context.generated holds: task -> place -> D, b_D, U, b_U."""
@@ -241,10 +238,10 @@ class Hypernetwork(nn.Module):
 class Large(nn.Module):
     """G = sigmoid(U_g gelu(D_g x + b) + b')                                       B, S, D"""
 
-    def __init__(self, d: int, add: "Add"):
+    def __init__(self, d_in: int, d: int, add: "Add"):
         super().__init__()
-        dense = replace(add, matrix="dense", linear=False, per_task="")
-        self.net = Bottleneck(d, add.g or add.width(d), d, dense)
+        dense = replace(add, matrix="dense", linear=False, per_task=None)
+        self.net = Bottleneck(d_in, add.g or add.width(d), d, dense)
 
     def forward(self, x: Tensor, H: Tensor, ctx: Context) -> Tensor:
         return torch.sigmoid(self.net(x))
@@ -253,8 +250,11 @@ class Large(nn.Module):
 class MiddleX(nn.Module):
     """G = sigmoid(w . (x + H) + b)                                                B, S, 1"""
 
-    def __init__(self, d: int, add: "Add"):
+    def __init__(self, d_in: int, d: int, add: "Add"):
         super().__init__()
+        if d_in != d:
+            raise ValueError(f"gate 'middleX' adds x, {d_in} wide, to H, {d} wide: take large, "
+                             "middleY or small where they differ")
         self.w = Dense(d, 1, add.std, add.zero)
 
     def forward(self, x: Tensor, H: Tensor, ctx: Context) -> Tensor:
@@ -264,9 +264,10 @@ class MiddleX(nn.Module):
 class MiddleY(nn.Module):
     """G = 1 + z                                                                   1, 1, D"""
 
-    def __init__(self, d: int, add: "Add"):
+    def __init__(self, d_in: int, d: int, add: "Add"):
         super().__init__()
-        self.z = nn.Parameter(torch.zeros(d).normal_(std=0.0 if add.zero else add.std or 0.02))
+        std = 0.0 if add.zero else 0.02 if add.std is None else add.std
+        self.z = nn.Parameter(torch.zeros(d).normal_(std=std))
 
     def forward(self, x: Tensor, H: Tensor, ctx: Context) -> Tensor:
         return 1 + self.z
@@ -280,9 +281,9 @@ class Small(nn.Module):
     decoder it would average over tokens to come, so no row may put it there.
     """
 
-    def __init__(self, d: int, add: "Add"):
+    def __init__(self, d_in: int, d: int, add: "Add"):
         super().__init__()
-        self.w, self.mean = Dense(2 * d, 1, add.std, add.zero), add.mean
+        self.w, self.mean = Dense(d_in + d, 1, add.std, add.zero), add.mean
 
     def forward(self, x: Tensor, H: Tensor, ctx: Context) -> Tensor:
         g = torch.sigmoid(self.w(torch.cat([x, H], -1)))                  # B, S, 1
@@ -299,7 +300,20 @@ GATES = {"large": Large, "middleX": MiddleX, "middleY": MiddleY, "small": Small}
 
 ALLOWED = {"reads": ("h", "x"), "matrix": ("dense", "kronecker", "generated", "none"),
            "gate": (None, *GATES, "dora"), "mean": ("real", "all"),
-           "per_task": ("", "all", "down", "up")}
+           "per_task": (None, "all", "down", "up")}
+
+
+def check_numbers(described, **least: int) -> None:
+    """Widths are at least these, floats finite, laws not negative, a dropout is below 1."""
+    for f in fields(described):
+        value = getattr(described, f.name)
+        low = 0 if f.name in ("std", "std_tokens", "dropout") else least.get(f.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{f.name} is {value}; it must be a finite number")
+        if value is not None and low is not None and value < low:
+            raise ValueError(f"{f.name} is {value}; it must be at least {low}")
+        if f.name == "dropout" and value >= 1:
+            raise ValueError(f"dropout is {value}; it must be below 1")
 
 
 @dataclass(frozen=True)
@@ -323,24 +337,23 @@ class Add:
     std: float | None = 0.02           # initial law of the weights; None: PyTorch's default
     std_tokens: float = 0.02           # of the hypernetwork's layer embeddings
     zero: bool = False                 # up-projection and gate start at zero: G = 1/2 (middleY: 1)
-    per_task: str = ""                 # one a task: "all" of it, its "down" or its "up" alone
+    per_task: str | None = None        # one a task: "all" of it, its "down" or its "up" alone
 
     def __post_init__(self):
+        check_numbers(self, r=0, g=0, reduction=1, heads=1, n=1, p=1)
         for name, allowed in ALLOWED.items():
             if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name} is {value!r}; it can be {', '.join(map(repr, allowed))}")
+                raise ValueError(f"{name} is {value!r}; it can be "
+                                 f"{', '.join(repr(a) if a else 'none' for a in allowed)}")
         if self.gate == "dora" and not (
                 self.linear and self.reads == "x" and self.matrix in ("dense", "kronecker")
-                and self.s == 1 and self.per_task in ("", "all")):
+                and self.s == 1 and self.per_task in (None, "all")):
             raise ValueError("gate 'dora' is for LoRA's linear update of x: start from row dora")
         if self.matrix == "generated" and (self.per_task or self.linear):
             raise ValueError("a generated module is one a task already, with gelu and biases: "
                              "leave per_task and linear out")
         if self.matrix == "none" and not self.gate:
             raise ValueError("matrix 'none' adds nothing: give it a gate")
-        for name, least in (("r", 0), ("g", 0), ("reduction", 1), ("heads", 1), ("n", 1), ("p", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
     def width(self, d: int) -> int:
         """The bottleneck at a site of width D."""
@@ -371,11 +384,11 @@ class Adapter(nn.Module):
         self.net, self.gate = None, None
         if add.matrix != "none":
             r, d = add.width(d_out), d_in if self.reads_x else d_out
-            self.scale = add.scale * (add.alpha / r if add.alpha else 1.0)
+            self.scale = add.scale * (1.0 if add.alpha is None else add.alpha / r)
             self.net = (Generated(d, r, d_out, place) if add.matrix == "generated" else
                         Bottleneck(d, r, d_out, add, tasks))
         if add.gate in GATES:
-            self.gate = GATES[add.gate](d_out, add)
+            self.gate = GATES[add.gate](d_in, d_out, add)
 
     def update(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
         """H = h + scale dh"""
@@ -435,11 +448,12 @@ class Prompt:
     mid: int = 800
     std: float | None = 0.02
     std_tokens: float = 0.02           # of E
-    per_task: str = ""                 # or "all"
+    per_task: str | None = None        # or "all"
 
     def __post_init__(self):
-        if min(self.length, self.mid) < 1 or self.per_task not in ("", "all"):
-            raise ValueError(f"{self}: length and mid are at least 1, per_task is '' or 'all'")
+        check_numbers(self, length=1, mid=1)
+        if self.per_task not in (None, "all"):
+            raise ValueError(f"per_task of a prompt is {self.per_task!r}; it can be none, 'all'")
 
 
 class SoftPrompt(nn.Module):
@@ -454,6 +468,23 @@ class SoftPrompt(nn.Module):
     def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
         """Words (B, L, D), of which only B matters -> (B, length, D)."""
         return self.W2(torch.tanh(self.W1(self.E))).expand(len(h), -1, -1)
+
+
+def build(add: Add | Prompt, d_in: int, d_out: int, tasks: tuple[str, ...], place: str,
+          linear: nn.Linear | None) -> nn.Module:
+    """The module that a description stands for, one a task where it says so.
+
+    place: the site's name, for what is generated there. linear: the site's Linear, if it is one.
+    """
+    def make():
+        if isinstance(add, Prompt):
+            return SoftPrompt(add, d_out)
+        if add.gate != "dora":
+            return Adapter(add, d_in, d_out, tasks, place)
+        if linear is None:
+            raise ValueError(f"dora stands at Linears (.q .k .v .o .wi .wg .wo), not at {place}")
+        return DoRA(add, linear, tasks)
+    return PerTask(tasks, make) if add.per_task == "all" else make()
 
 
 # ------------------------------------------------------------------------ the table of methods
@@ -519,9 +550,6 @@ def methods(t5: bool) -> dict[str, Method]:
     def attention(add: Add, open: tuple[str, ...], linears: str = "qv", **more) -> Method:
         return Method({f"{site}.{w}": add for site in ATTENTION for w in linears} | more, open)
 
-    def multiple(add: Add | Prompt, which: str = "all") -> Add | Prompt:
-        return replace(add, per_task=which)
-
     narrow = replace(part["adapter"], reduction=8)
     rows = {
         "frozen": Method(),
@@ -529,21 +557,21 @@ def methods(t5: bool) -> dict[str, Method]:
         "full": Method(open=("all",)),
         "bitfit": Method(open=("biases",)),
         "adapter": everywhere(part["adapter"]),
-        "adapter-multiple": everywhere(multiple(narrow)),
-        "adapter-half-shared": everywhere(multiple(narrow, "down")),
+        "adapter-multiple": everywhere(replace(narrow, per_task="all")),
+        "adapter-half-shared": everywhere(replace(narrow, per_task="down")),
         "compacter": everywhere(part["compacter"]),
-        "compacter-multiple": everywhere(multiple(part["compacter"])),
         "hyperformer": everywhere(part["hyperformer"]),
         "lora": attention(part["lora"], biases),
-        "lora-multiple": attention(multiple(part["lora"]), biases),
         "dora": attention(part["dora"], biases),
         "ia3": attention(part["ia3"], (), "kv", **{
             f"{stack}.ffn.hidden": part["ia3"] for stack in ("encoder", "decoder")}),
         "prompt": Method({"encoder.prompt": part["prompt"]}),
-        "prompt-multiple": Method({"encoder.prompt": multiple(part["prompt"])}),
     }
     if t5:
         del rows["bitfit"]
+    for name in ("compacter", "lora", "prompt"):
+        at = {site: replace(add, per_task="all") for site, add in rows[name].at.items()}
+        rows[f"{name}-multiple"] = replace(rows[name], at=at)
     # VL-PET's designs: G behind the encoder's modules, one light module for each decoder block.
     # VL-PET itself is "adapter + G" (its heads are one matrix, see Bottleneck): one row, two names.
     for base in ("adapter", "compacter"):
@@ -552,83 +580,3 @@ def methods(t5: bool) -> dict[str, Method]:
             at["decoder.cross_attn.v"] = part[f"{base}-light"]
             rows[f"{base}+{gate}"] = Method(at, ("encoder.norms",))
     return rows | {f"vlpet-{gate}": rows[f"adapter+{gate}"] for gate in GATES}
-
-
-# ------------------------------------------------------------------------ changes of a row
-
-FIELDS = {f.name: (get_args(f.type) or (f.type,)) for kind in (Add, Prompt) for f in fields(kind)}
-
-
-def row(name: str, t5: bool, changes: str = "") -> Method:
-    """Row `name` with changes, made from left to right, a comma between them:
-
-        r=48                          a field of Add or Prompt, wherever a module has it
-        encoder.gate=none             the same, at the sites whose names begin so
-        decoder.cross_attn.v=none     nothing at these sites ("decoder=none": in no decoder site)
-        decoder.cross_attn.k=lora     one of the parts at a site
-        open=norms+biases             what the row opens of the backbone (none: nothing)
-
-    Raises ValueError naming what is unknown and what is allowed.
-    """
-    rows = methods(t5)
-    if name not in rows:
-        raise ValueError(f"there is no method {name!r}{' on T5' * t5}; there are {', '.join(rows)}")
-    method = rows[name]
-    for change in filter(None, changes.split(",")):
-        key, _, value = (word.strip() for word in change.partition("="))
-        if not (key and value):
-            raise ValueError(f"{change!r} is no change of a row: write FIELD=VALUE or SITE=PART")
-        method = changed(method, key, value, parts(t5))
-    return method
-
-
-def changed(method: Method, key: str, value: str, part: dict[str, Add | Prompt]) -> Method:
-    """The method with one change of those that `row` lists."""
-    if key == "open":
-        return replace(method, open=() if value == "none" else tuple(value.split("+")))
-    path, _, name = key.rpartition(".") if key.rpartition(".")[2] in FIELDS else (key, "", "")
-    there = [site for site in method.at if not path or f"{site}.".startswith(f"{path}.")]
-    there = [site for site in there if not name or hasattr(method.at[site], name)]
-    if name:
-        new = {site: replace(method.at[site], **{name: parse(key, value)}) for site in there}
-    elif value in part:
-        there, new = [key], {key: part[value]}
-    elif value == "none":
-        new = {}
-    else:
-        raise ValueError(f"{key}={value}: {value!r} is no part for a site, {key!r} no field; parts "
-                         f"are {', '.join(part)}; fields are {', '.join(FIELDS)}")
-    if not there:
-        raise ValueError(f"{key}={value}: {f'no module with a {name}' if name else 'nothing'} is "
-                         f"there; the row's sites are {', '.join(method.at) or '-'}")
-    kept = {site: add for site, add in method.at.items() if name or site not in there}
-    return replace(method, at=kept | new)
-
-
-def parse(key: str, value: str) -> object:
-    """The text of a field's value: none, yes or no, a number, a word."""
-    kind, *other = FIELDS[key.rpartition(".")[2]]                               # float | None
-    try:
-        if value == "none" and other:
-            return None
-        return {"yes": True, "no": False}[value] if kind is bool else kind(value)
-    except (KeyError, ValueError):
-        raise ValueError(f"{key} is {value!r}; it must be "
-                         f"{'yes or no' if kind is bool else kind.__name__}") from None
-
-
-def build(add: Add | Prompt, d_in: int, d_out: int, tasks: tuple[str, ...], place: str,
-          linear: nn.Linear | None) -> nn.Module:
-    """The module that a description stands for, one a task where it says so.
-
-    place: the site's name, for what is generated there. linear: the site's Linear, if it is one.
-    """
-    def make():
-        if isinstance(add, Prompt):
-            return SoftPrompt(add, d_out)
-        if add.gate != "dora":
-            return Adapter(add, d_in, d_out, tasks, place)
-        if linear is None:
-            raise ValueError(f"dora stands at Linears (.q .k .v .o .wi .wo), not at {place}")
-        return DoRA(add, linear, tasks)
-    return PerTask(tasks, make) if add.per_task == "all" else make()

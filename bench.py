@@ -55,7 +55,7 @@ def mixing(examples: int = 32) -> None:
     mixed = replace(one, tasks=tuple(TASKS[i % len(TASKS)] for i in range(examples)))
     for row in ("adapter-multiple", "compacter-multiple", "lora-multiple", "hyperformer"):
         m = VLModel(t5.EncoderDecoder(config).init_weights(), 2048)
-        m.install(adapters.row(row, False), TASKS)
+        m.install(adapters.methods(False)[row], TASKS)
 
         a, b = seconds(7, partial(step, m, one), partial(step, m, mixed))
         print(f"{row:20} {examples} examples: one task {a:6.2f} s, four mixed {b:6.2f} s, "

@@ -6,7 +6,7 @@ changed in three places: a stem of three convolutions with an average pool, stri
 average pools (anti-aliased), attention in place of the last global average pool. Both papers
 tune a language model on the ResNet's last grid, pooled to 6 x 6 = 36 tokens.
 
-    python clip_encoder.py --clip weights/tiny-clip --images pictures/ --out features.safetensors
+    python features.py --clip weights/tiny-clip --images pictures/ --out features/
     python -m pytest tests/test_clip.py
 
 Deliberate: the ViT's tokens for tuning come from the last block but one. CLIP's loss sees the last
@@ -14,15 +14,9 @@ block's class token only, so nothing ever taught that block's outputs at the pat
 
 Axes: B batch, N patches (h x w, row by row), W width, H heads, E projected width, F feature width.
 """
-import argparse
 import hashlib
 import json
-import math
-import os
 import struct
-import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
-from tqdm import tqdm
 
 import weights
 
@@ -252,6 +245,14 @@ def randomized(clip: ViT | ResNet) -> ViT | ResNet:
     return type(clip)(**clip.config).eval().requires_grad_(False)
 
 
+def fingerprint(clip: nn.Module) -> str:
+    """16 hex digits that change with any weight: features of different towers do not mix."""
+    digest = hashlib.sha256()
+    for name, t in clip.state_dict().items():
+        digest.update(name.encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 # ------------------------------------------------------------------------------- published weights
 
 HUGGING_FACE: weights.Table = [
@@ -387,6 +388,10 @@ def read_config(path: Path) -> dict:
 
 # ------------------------------------------------------------------------------------------ pixels
 
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error,
+              Image.DecompressionBombError)
+
+
 def rgb(image: Image.Image) -> Image.Image:
     """Upright and in three colours: camera rotation applied, transparency laid on white."""
     image = ImageOps.exif_transpose(image)
@@ -418,27 +423,6 @@ def pixels(image: Image.Image, size: int, resize: str = "stretch") -> Tensor:
     return torch.from_numpy(x).permute(2, 0, 1)
 
 
-# -------------------------------------------------------------------------------------- extraction
-
-PICTURES, UNREADABLE = (".jpg", ".jpeg", ".png"), (OSError, SyntaxError, ValueError, EOFError,
-                                                   struct.error, Image.DecompressionBombError)
-
-
-def list_pictures(folder: str | Path) -> dict[str, Path]:
-    """Picture id (file name without ending) -> file, for all pictures below the folder, sorted."""
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give one that holds pictures.")
-    found: dict[str, Path] = {}
-    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in PICTURES):
-        if path.stem in found:
-            raise ValueError(f"{found[path.stem]} and {path} would have the same id, {path.stem!r} "
-                             "(the file name without its ending): rename one.")
-        found[path.stem] = path
-    if not found:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(PICTURES)}).")
-    return found
-
-
 def decode(path: Path, size: int, resize: str) -> Tensor | str:
     """The pixels of a file, or why they cannot be had."""
     try:
@@ -446,129 +430,3 @@ def decode(path: Path, size: int, resize: str) -> Tensor | str:
             return pixels(image, size, resize)
     except UNREADABLE as error:
         return f"{type(error).__name__}: {error}"
-
-
-def decoded(paths: list[Path], batch: int, size: int, resize: str) -> Iterator[dict]:
-    """Batches {path: result of decode}; threads read the next one while this one is computed."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        jobs: dict = {}
-        for start in range(0, len(paths) + batch, batch):             # the last round reads nothing
-            now, jobs = jobs, {p: threads.submit(decode, p, size, resize)
-                               for p in paths[start:start + batch]}
-            if now:
-                yield {p: job.result() for p, job in now.items()}
-
-
-def fingerprint(clip: nn.Module) -> str:
-    """16 hex digits that change with any weight: features of different towers do not mix."""
-    digest = hashlib.sha256()
-    for name, t in clip.state_dict().items():
-        digest.update(name.encode() + t.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def header(ids: list[str], width: int, settings: dict, room: int) -> bytes:
-    """The beginning of a safetensors file that holds "features" (len(ids), 36, width) in fp16."""
-    shape = [len(ids), GRID * GRID, width]
-    text = json.dumps({
-        "__metadata__": {"ids": json.dumps(ids), "settings": json.dumps(settings)},
-        "features": {"dtype": "F16", "shape": shape, "data_offsets": [0, 2 * math.prod(shape)]}})
-    assert len(text) <= room, f"a header of {len(text)} bytes in a room of {room}"
-    return struct.pack("<Q", room) + text.ljust(room).encode()
-
-
-@torch.no_grad()
-def extract(clip: ViT | ResNet, folder: str | Path, out: str | Path, resize: str = "stretch",
-            batch: int = 64, on_error: str = "stop", device: str | None = None) -> list[str]:
-    """The 36 tokens of every picture below `folder` -> one packed fp16 file for `Features`.
-
-    A picture that cannot be read ends the run (on_error "stop", nothing is left behind) or is
-    left out and listed ("skip"). Returns the skipped files. Rows are written as they are made:
-    memory stays flat, whatever the number of pictures.
-    """
-    for value, allowed in ((resize, ("stretch", "crop")), (on_error, ("stop", "skip"))):
-        if value not in allowed:
-            raise ValueError(f"{value!r} is not one of {', '.join(allowed)}.")
-    if batch < 1:
-        raise ValueError(f"batch is {batch}, but at least one picture must go through at a time.")
-    pictures, skipped = list_pictures(folder), []
-    paths, out = list(pictures.values()), Path(out)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    clip = clip.to(device).eval()
-    settings = {"grid": GRID, "resize": resize, "size": clip.size, "clip": fingerprint(clip)}
-    # A safetensors file is 8 bytes of header length, a JSON header, the data. The header comes
-    # last here, when it is known what was skipped; blanks fill the room that was left for it.
-    room = (len(json.dumps([str(p) for p in paths])) // 2 + 512) * 8                  # aligned
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        with open(unfinished, "wb") as file, tqdm(total=len(paths), unit=" pictures") as bar:
-            file.seek(8 + room)
-            for results in decoded(paths, batch, clip.size, resize):
-                for path, why in results.items():
-                    if isinstance(why, str):
-                        if on_error == "stop":
-                            raise ValueError(
-                                f"{path} cannot be read as a picture ({why}): replace or remove "
-                                "it, or leave it out with clip_encoder.py --on-error skip.")
-                        skipped.append(str(path))
-                if good := [r for r in results.values() if not isinstance(r, str)]:
-                    tokens = clip.encode(torch.stack(good).to(device))              # B, 36, F
-                    file.write(tokens.half().cpu().numpy().tobytes())
-                bar.update(len(results))
-            file.seek(0)
-            ids = [i for i, path in pictures.items() if str(path) not in skipped]
-            file.write(header(ids, clip.features, settings | {"skipped": skipped}, room))
-        os.replace(unfinished, out)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return skipped
-
-
-class Features:
-    """A file written by extract, mapped into memory: `ids`, `width` (F), `settings`, `stack`."""
-
-    def __init__(self, path: str | Path):
-        source, self.path = weights.read(path), path
-        if "features" not in source or "ids" not in source.metadata:
-            raise ValueError(f"{path} holds no packed features: write it with clip_encoder.py.")
-        self.table: Tensor = source["features"]                                      # M, 36, F
-        self.ids: list[str] = json.loads(source.metadata["ids"])
-        self.settings: dict = json.loads(source.metadata["settings"])
-        self.width = self.table.size(2)
-        self.row = {name: i for i, name in enumerate(self.ids)}
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def stack(self, ids: list[str]) -> Tensor:
-        """The tokens of these pictures (B, 36, F) in fp32; ValueError if one is not in the file."""
-        if lost := [i for i in ids if i not in self.row]:
-            raise ValueError(f"{self.path} has no picture {lost[0]!r} among its {len(self)}: "
-                             "extract features from a folder that holds it.")
-        return self.table[[self.row[i] for i in ids]].float()
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Packs the CLIP features of a folder of pictures.")
-    parser.add_argument("--clip", required=True, help="folder or .safetensors file of a CLIP tower")
-    parser.add_argument("--images", required=True, help="folder with jpg and png pictures")
-    parser.add_argument("--out", required=True, help="the packed .safetensors file to write")
-    parser.add_argument("--resize", choices=("stretch", "crop"), default="stretch")
-    parser.add_argument("--batch", type=int, default=64, help="pictures that go through at a time")
-    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop")
-    args = parser.parse_args(argv)
-    try:
-        skipped = extract(load(args.clip), args.images, args.out, args.resize, args.batch,
-                          args.on_error)
-    except (OSError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    if skipped:
-        print(f"{len(skipped)} unreadable pictures were left out: {', '.join(skipped)}",
-              file=sys.stderr)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

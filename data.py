@@ -1,15 +1,18 @@
 """What is an example of each task?
 
 TASKS is the whole answer for the eye: what each task reads, how its text and its answer look, how
-long they may be, how many examples share a batch, how an answer is decoded. Below it: readers of
-the published files (the layout of VL-T5, arXiv 2102.02779, which both papers train on), collation
-into tensors, and the sampler that mixes the tasks.
+long they may be, how many examples share a batch, how an answer is decoded. Above it: readers of
+the published files, in the layout of VL-T5 (arXiv 2102.02779), which both papers train on, and in
+the benchmarks' own. Below it: collation into tensors, the sampler that mixes the tasks, and the
+files that the benchmarks' servers take.
 
     examples = load("vqa", "train", "data")          # reads data/vqa/karpathy_train.json
     for task, indices in batches({"vqa": examples}, b=64, epoch=0, seed=42): ...
+    submission("vqa", answers, examples, "out/vqa")  # writes out/vqa.json
 
 The built-in data set (world.py) writes the same files, so it goes through the same code.
 
+    python data.py fetch vqa         # downloads published files (download.py)
     python -m pytest tests/test_data.py
 
 Axes: B batch, P pictures an example, N visual tokens a picture, F feature width,
@@ -19,20 +22,27 @@ L encoder tokens, T target tokens.
 import hashlib
 import json
 import math
+import os
 import random
+import sys
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+import download
+from metrics import normalize_answer
+from records import records, take
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One question, statement or picture, whatever the task."""
+    """One question, statement or picture, whatever the task. Equal fields share their objects."""
 
     task: str
     id: int | str  # as published: question_id, nlvr's identifier, cocoid
@@ -42,140 +52,187 @@ class Example:
     references: list[str] | None = None  # what the metric compares with: raw answers or captions
 
 
-# ----------------------------------------------------------------------------------------- reading
-# A reader takes (path, split) and yields Examples. Every complaint names file, record and field.
+# ----------------------------------------------------------------------------------------- readers
+# A reader takes (split, the paths of its files) and yields Examples. Every complaint names file,
+# record and field. A split "submit" has questions without answers.
 
 
-def read_json(path: Path) -> list | dict:
-    """The contents of a JSON file; ValueError if it is missing or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing: the data folder needs this file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): fetch or write it again.") from None
-
-
-def records(path: Path, key: str | None = None) -> Iterator[tuple[str, dict]]:
-    """(where, record) of a file that is a list of records, or an object with that list at key."""
-    content = read_json(path)
-    if key is not None:
-        content = take(content, (key,), list, str(path))
-    if not isinstance(content, list):
-        raise ValueError(f"{path} should hold a list of records, not a {type(content).__name__}.")
-    for number, record in enumerate(content):
-        yield f"{path}, record {number}", record
-
-
-def take(record: dict, names: tuple[str, ...], kind: type | tuple[type, ...], where: str):
-    """The first of these fields that the record has, checked to be of this kind."""
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} should be an object with fields, not {record!r:.60}.")
-    for name in names:
-        if name in record:
-            if isinstance(record[name], kind):
-                return record[name]
-            kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise ValueError(f"{where}: {name!r} should be {kinds}, not {record[name]!r:.60}.")
-    raise ValueError(f"{where}: field {' or '.join(map(repr, names))} is missing.")
+@lru_cache(maxsize=1 << 18)
+def share(kind: type, items: tuple):
+    """kind(items), the same object for equal items: of a million answers most are "yes" or "no"."""
+    return kind(items)
 
 
 def take_label(record: dict, where: str) -> dict[str, float]:
-    """The field `label` {answer: soft score}, without the answers that score 0."""
-    label = take(record, ("label",), dict, where)
+    """`label` {answer: soft score}, without the answers that score 0; or `answer`, a sure one."""
+    label = take(record, ("label", "answer"), (dict, str), where)
+    label = {label: 1} if isinstance(label, str) else label
     for answer, soft in label.items():
         if not isinstance(soft, (int, float)) or not 0 <= soft <= 1:
             raise ValueError(f"{where}: 'label' should score {answer!r} in 0..1, not {soft!r:.60}.")
-    return {answer: float(soft) for answer, soft in label.items() if soft > 0}
+    return share(dict, tuple((answer, float(soft)) for answer, soft in label.items() if soft > 0))
 
 
-def read_questions(task: str, path: Path) -> Iterator[Example]:
-    """VL-T5's lists of questions: question_id, img_id, sent, label."""
-    for where, record in records(path):
-        yield Example(
-            task,
-            take(record, ("question_id",), (int, str), where),
-            take(record, ("sent", "question"), str, where),
-            (take(record, ("img_id",), str, where),),
-            take_label(record, where),
-        )
+def read_questions(task: str, split: str, paths: list[Path]) -> Iterator[Example]:
+    """VL-T5's lists of {question_id, img_id, sent, label}, and GQA's objects
+    {question id: {imageId, question, answer}}."""
+    for path in paths:
+        for where, name, record in records(path):
+            if isinstance(name, int):
+                name = take(record, ("question_id",), (int, str), where)
+            text = take(record, ("sent", "question"), str, where)
+            images = share(tuple, (take(record, ("img_id", "imageId"), str, where),))
+            targets = {} if split == "submit" else take_label(record, where)
+            yield Example(task, name, text, images, targets)
 
 
-def read_gqa(path: Path, split: str) -> Iterable[Example]:
-    return read_questions("gqa", path)
+def read_people(path: Path, wanted: Callable[[dict, str], bool]) -> Iterator[tuple]:
+    """(question id, its ten annotators' answers) of VQA's annotations, of the wanted records."""
+    for where, _, record in records(path, "annotations"):
+        question = take(record, ("question_id",), (int, str), where)
+        if wanted(record, where):
+            people, where = take(record, ("answers",), list, where), f"{where}, 'answers'"
+            yield question, [sys.intern(take(a, ("answer",), str, where)) for a in people]
 
 
-def read_vqa(path: Path, split: str) -> Iterable[Example]:
+def read_vqa(split: str, paths: list[Path]) -> Iterable[Example]:
     """Questions, and for testing the ten annotators' raw answers that the official metric needs.
 
     Karpathy's val and test pictures both come from COCO's val2014, hence one file of answers.
     Without it the metric falls back on the soft scores of `label`, which is a little generous.
     """
-    examples = list(read_questions("vqa", path))
-    answers_path = path.parent / "v2_mscoco_val2014_annotations.json"
-    if split == "train":
+    examples = list(read_questions("vqa", split, paths))
+    if split not in ("val", "test"):
         return examples
-    wanted, raw = {ex.id for ex in examples}, {}
-    for where, record in records(answers_path, "annotations") if answers_path.exists() else ():
-        question = take(record, ("question_id",), (int, str), where)
-        if question in wanted:
-            answers = take(record, ("answers",), list, where)
-            raw[question] = [take(a, ("answer",), str, f"{where}, 'answers'") for a in answers]
-    if len(raw) < len(wanted):
-        print(
-            f"vqa {split}: {answers_path} is missing or lacks {len(wanted) - len(raw)} of "
-            f"{len(wanted)} questions, which are scored by the soft scores of their 'label'"
-        )
+    path, ids = paths[0].parent / "v2_mscoco_val2014_annotations.json", {ex.id for ex in examples}
+    raw = dict(read_people(path, lambda r, _: r["question_id"] in ids)) if path.exists() else {}
+    if lost := len(ids) - len(raw):
+        print(f"vqa {split}: {lost} of {len(ids)} questions have no raw answers in {path}: scored "
+              "by the soft scores of their 'label'")
     return [replace(ex, references=raw.get(ex.id)) for ex in examples]
 
 
-def read_nlvr(path: Path, split: str) -> Iterator[Example]:
-    """VL-T5's lists of statements about two pictures; the label is 0 or 1."""
-    for where, record in records(path):
-        label = take(record, ("label",), int, where)
-        if label not in (0, 1):
-            raise ValueError(f"{where}: 'label' should be 0 or 1, not {label!r}.")
-        yield Example(
-            "nlvr",
-            take(record, ("identifier",), str, where),
-            take(record, ("sent",), str, where),
-            (take(record, ("img0",), str, where), take(record, ("img1",), str, where)),
-            {CHOICES[label]: 1.0},
-        )
+spell = lru_cache(maxsize=1 << 18)(normalize_answer)
 
 
-def read_coco(path: Path, split: str) -> Iterator[Example]:
-    """Karpathy's dataset_coco.json: an example a caption for training, a picture for testing."""
-    for where, record in records(path, "images"):
-        part = take(record, ("split",), str, where)
-        if part not in KARPATHY:
-            raise ValueError(f"{where}: 'split' should be one of {list(KARPATHY)}, not {part!r}.")
-        if KARPATHY[part] != split:
-            continue
-        number = take(record, ("cocoid",), (int, str), where)
-        images = (Path(take(record, ("filename",), str, where)).stem,)
-        sentences = take(record, ("sentences",), list, where)
-        captions = [take(s, ("raw",), str, f"{where}, 'sentences'").strip() for s in sentences]
-        if not captions:
-            raise ValueError(f"{where}: 'sentences' is empty; a picture needs a caption.")
-        if split == "train":
-            for i, text in enumerate(captions):
-                yield Example("caption", f"{number}#{i}", "", images, {text: 1.0}, [text])
-        else:
-            yield Example("caption", number, "", images, dict.fromkeys(captions, 1.0), captions)
+def soft_scores(people: list[str]) -> dict[str, float]:
+    """{answer: 0.3, 0.6, 0.9 or 1 for 1, 2, 3 or more annotators}, the commonest first, spelled as
+    the metric compares it ("The Dog." is "dog")."""
+    counts = Counter(map(spell, people)).most_common()
+    return share(dict, tuple((a, (0.3, 0.6, 0.9, 1.0)[min(n, 4) - 1]) for a, n in counts if a))
 
 
-CHOICES = ("false", "true")  # nlvr's answers, at their label's place
+def read_vqa2(split: str, paths: list[Path], ids: set[int] | None = None) -> Iterator[Example]:
+    """VQAv2's own questions and annotations, pair after pair; given ids, only of these pictures."""
+
+    def wanted(record: dict, where: str) -> bool:
+        return ids is None or take(record, ("image_id",), int, where) in ids
+
+    for questions, annotations in zip(paths[::2], paths[1::2] or [None]):
+        found = {}
+        for question, people in read_people(annotations, wanted) if annotations else ():
+            found[question] = soft_scores(people), None if split == "train" else people
+        year = questions.name.split("_")[3].replace("-dev", "")  # train2014
+        for where, _, record in records(questions, "questions"):
+            if not wanted(record, where):
+                continue
+            question = take(record, ("question_id",), int, where)
+            if annotations and question not in found:
+                raise ValueError(f"{where}: 'question_id' {question} is not in {annotations}.")
+            image = f"COCO_{year}_{take(record, ('image_id',), int, where):012d}"
+            text, known = take(record, ("question",), str, where), found.get(question, ({}, None))
+            yield Example("vqa", question, text, share(tuple, (image,)), *known)
+
+
+def read_vqa2_karpathy(split: str, paths: list[Path]) -> Iterator[Example]:
+    """VQAv2's own files, split by the pictures' split in Karpathy's file, which is the last."""
+    *pairs, path = paths
+    images = records(path, "images")
+    ids = {take(r, ("cocoid",), int, w) for w, _, r in images if karpathy_split(r, w) == split}
+    return read_vqa2(split, pairs, ids)
+
+
+def read_nlvr(split: str, paths: list[Path]) -> Iterator[Example]:
+    """VL-T5's lists of statements about pictures img0 and img1; and NLVR2's own lines, where those
+    of "dev-850-0-1" are "dev-850-0-img0" and "dev-850-0-img1"."""
+    for path in paths:
+        for where, _, record in records(path, lines=True):
+            name = take(record, ("identifier",), str, where)
+            label = take(record, ("label",), (int, str), where)
+            if label not in LABELS:
+                raise ValueError(f"{where}: 'label' should be one of {[*LABELS]}, not {label!r}.")
+            text, targets = take(record, ("sent", "sentence"), str, where), {LABELS[label]: 1.0}
+            named = {img: f"{name.rpartition('-')[0]}-{img}" for img in ("img0", "img1")} | record
+            images = tuple(take(named, (img,), str, where) for img in ("img0", "img1"))
+            yield Example("nlvr", name, text, images, targets)
+
+
+def captioned(split: str, number: int | str, image: str, captions: list[str]) -> Iterator[Example]:
+    """An example a caption for training, a picture for testing."""
+    images, captions = (image,), [caption.strip() for caption in captions]
+    if split == "train":
+        for i, text in enumerate(captions):
+            yield Example("caption", f"{number}#{i}", "", images, {text: 1.0}, [text])
+    else:
+        yield Example("caption", number, "", images, dict.fromkeys(captions, 1.0), captions)
+
+
+def karpathy_split(record: dict, where: str) -> str:
+    part = take(record, ("split",), str, where)
+    if part not in KARPATHY:
+        raise ValueError(f"{where}: 'split' should be one of {[*KARPATHY]}, not {part!r}.")
+    return KARPATHY[part]
+
+
+def read_karpathy(split: str, paths: list[Path]) -> Iterator[Example]:
+    """Karpathy's dataset_coco.json."""
+    for where, _, record in records(paths[0], "images"):
+        if karpathy_split(record, where) == split:
+            number = take(record, ("cocoid",), (int, str), where)
+            image = Path(take(record, ("filename",), str, where)).stem
+            captions = take(record, ("sentences",), list, where)
+            if not captions:
+                raise ValueError(f"{where}: 'sentences' is empty; a picture needs a caption.")
+            captions = [take(s, ("raw",), str, f"{where}, 'sentences'") for s in captions]
+            yield from captioned(split, number, image, captions)
+
+
+def read_coco(split: str, paths: list[Path]) -> Iterator[Example]:
+    """COCO's own captions_*.json; to submit, image_info_*.json, which has pictures only."""
+    captions = defaultdict(list)
+    for where, _, record in records(paths[0], "annotations") if split != "submit" else ():
+        number = take(record, ("image_id",), int, where)
+        captions[number].append(take(record, ("caption",), str, where))
+    for where, _, record in records(paths[0], "images"):
+        number = take(record, ("id",), int, where)
+        if split != "submit" and number not in captions:
+            raise ValueError(f"{where}: no record of 'annotations' has its 'id', {number}.")
+        image = Path(take(record, ("file_name",), str, where)).stem
+        yield from captioned(split, number, image, captions.get(number, []))
+
+
+CHOICES = ("false", "true")  # nlvr's answers
+LABELS = {0: "false", 1: "true", "False": "false", "True": "true"}
 KARPATHY = {"train": "train", "restval": "train", "val": "val", "test": "test"}
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")  # and "submit": the questions whose answers only a server knows
 
 
 # ----------------------------------------------------------------------------------------- a table
 
 
 @dataclass(frozen=True)
+class Layout:
+    """One way in which a task's files are published, and who reads them."""
+
+    name: str
+    read: Callable[[str, list[Path]], Iterable[Example]]
+    files: dict[str, str]  # of each split: names under the data folder, a space between
+    note: str = ""  # what its user should know
+
+
+@dataclass(frozen=True)
 class Task:
-    """How one task is read, written as text, batched, trained and answered."""
+    """How one task is read, written as text, batched, trained, answered and submitted."""
 
     prefix: str  # the task's name in the encoder text
     text_tokens: int | None  # longest encoder text and target, special tokens included
@@ -183,57 +240,118 @@ class Task:
     share: tuple[int, int]  # batch size as a fraction of vqa's
     loss: str  # mean over "examples", over "tokens" of the batch, or over examples times "score"
     decode: str  # "greedy", "beam" (5 beams) or "choice" (compare the logits of CHOICES)
-    read: Callable[[Path, str], Iterable[Example]]
-    files: dict[str, tuple[str, ...]]  # of each split, under the data folder
+    submit: tuple[type, str, str]  # what the benchmark's ids are, its fields of ids and answers
+    layouts: tuple[Layout, ...]
 
+
+# fmt: off
+QUESTIONS = "vqa/v2_OpenEnded_mscoco_{}_questions.json"
+PEOPLE = "vqa/v2_mscoco_{}_annotations.json"
+VQA_TRAIN, VQA_VAL = (f"{QUESTIONS} {PEOPLE}".replace("{}", x) for x in ("train2014", "val2014"))
+SPLIT_FILE = "COCO/dataset_coco.json"
+NO_SPLIT = f"without {SPLIT_FILE}, train2014 trains and val2014 tests, unlike in the papers"
 
 TASKS = {
-    "vqa": Task(
-        "vqa: ", 20, 10, (60, 60), "score", "greedy", read_vqa,
-        {split: (f"vqa/karpathy_{split}.json",) for split in SPLITS},
-    ),
-    "gqa": Task(
-        "gqa: ", 20, 10, (100, 60), "examples", "greedy", read_gqa,
-        {  # GQA keeps its test answers to itself, so papers report test-dev and train on valid
-            "train": ("GQA/train.json", "GQA/valid.json"),
-            "val": ("GQA/testdev.json",),
-            "test": ("GQA/testdev.json",),
-        },
-    ),
-    "nlvr": Task(
-        "nlvr: ", None, 10, (20, 60), "examples", "choice", read_nlvr,
-        {"train": ("nlvr/train.json",), "val": ("nlvr/valid.json",), "test": ("nlvr/test.json",)},
-    ),
-    "caption": Task(
-        "caption: ", 40, 20, (50, 60), "tokens", "beam", read_coco,
-        {split: ("COCO/dataset_coco.json",) for split in SPLITS},
-    ),
-}  # fmt: skip
+    "vqa": Task("vqa: ", 20, 10, (60, 60), "score", "greedy", (int, "question_id", "answer"), (
+        Layout("VL-T5's files", read_vqa, dict(
+            train="vqa/karpathy_train.json", val="vqa/karpathy_val.json",
+            test="vqa/karpathy_test.json", submit="vqa/test.json")),
+        Layout("VQAv2's files in Karpathy's splits", read_vqa2_karpathy, dict(
+            train=f"{VQA_TRAIN} {VQA_VAL} {SPLIT_FILE}", val=f"{VQA_VAL} {SPLIT_FILE}",
+            test=f"{VQA_VAL} {SPLIT_FILE}")),
+        Layout("VQAv2's files", read_vqa2, dict(
+            train=VQA_TRAIN, val=VQA_VAL, test=VQA_VAL, submit=QUESTIONS.format("test2015")),
+            NO_SPLIT),
+        Layout("VQAv2's test-dev", read_vqa2, dict(submit=QUESTIONS.format("test-dev2015"))))),
+    # GQA keeps its test answers to itself, so papers train on train + val and report test-dev.
+    "gqa": Task("gqa: ", 20, 10, (100, 60), "examples", "greedy",
+                (str, "questionId", "prediction"), (
+        Layout("VL-T5's files", partial(read_questions, "gqa"), dict(
+            train="GQA/train.json GQA/valid.json", val="GQA/testdev.json",
+            test="GQA/testdev.json", submit="GQA/submit.json")),
+        Layout("GQA's files", partial(read_questions, "gqa"), dict(
+            train="GQA/train_balanced_questions.json GQA/val_balanced_questions.json",
+            val="GQA/testdev_balanced_questions.json", test="GQA/testdev_balanced_questions.json",
+            submit="GQA/submission_all_questions.json")))),
+    "nlvr": Task("nlvr: ", None, 10, (20, 60), "examples", "choice",
+                 (str, "identifier", "label"), (
+        Layout("VL-T5's files", read_nlvr, dict(
+            train="nlvr/train.json", val="nlvr/valid.json", test="nlvr/test.json")),
+        Layout("NLVR2's files", read_nlvr, dict(
+            train="nlvr/train.json", val="nlvr/dev.json", test="nlvr/test1.json")))),
+    "caption": Task("caption: ", 40, 20, (50, 60), "tokens", "beam",
+                    (int, "image_id", "caption"), (
+        Layout("Karpathy's file", read_karpathy, dict.fromkeys(SPLITS, SPLIT_FILE)),
+        Layout("COCO's files", read_coco, dict(
+            train="COCO/captions_train2014.json", val="COCO/captions_val2014.json",
+            test="COCO/captions_val2014.json", submit="COCO/image_info_test2014.json"),
+            NO_SPLIT))),
+}
+# fmt: on
+
+
+def locate(folder: Path, name: str) -> Path:
+    """Where a file is, or should be: COCO's archives unpack into a folder named annotations."""
+    path = folder / name
+    unpacked = path.parent / "annotations" / path.name
+    return unpacked if unpacked.exists() and not path.exists() else path
+
+
+def find_files(task: str, split: str, folder: Path) -> tuple[Layout, list[Path]]:
+    """The layout in which a task's files are there, and the paths of a split.
+
+    It is the first that is complete, else the one that lacks fewest files (then: has most); the
+    same for train, val and test, as the training split of one can hold the test split of another.
+    """
+    def files(layout: Layout, splits: tuple[str, ...]) -> list[str]:
+        return list(dict.fromkeys(name for s in splits for name in layout.files[s].split()))
+
+    def lost(layout: Layout, splits: tuple[str, ...]) -> list[str]:
+        return [name for name in files(layout, splits) if not locate(folder, name).exists()]
+
+    def rank(layout: Layout) -> tuple[int, int]:
+        lacks = len(lost(layout, splits))
+        return lacks, lacks - len(files(layout, splits)) if lacks else 0
+
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder: name the one that holds the data.")
+    splits = SPLITS if split in SPLITS else (split,)
+    layouts = [layout for layout in TASKS[task].layouts if split in layout.files]
+    if not layouts:
+        raise ValueError(f"{task} has no split {split!r}: the answers of its test are published.")
+    layouts.sort(key=rank)
+    if lost(layouts[0], (split,)):
+        ways = [f"{' and '.join(lost(layout, (split,)) or lost(layout, splits))} ({layout.name})"
+                for layout in layouts]
+        raise ValueError(f"{task} {split}: {folder} lacks {', or '.join(ways)}.")
+    return layouts[0], [locate(folder, name) for name in files(layouts[0], (split,))]
 
 
 def load(task: str, split: str, folder: str | Path) -> list[Example]:
-    """The examples of one split ("train", "val", "test"), in the files' order.
+    """The examples of one split ("train", "val", "test", "submit"), in the files' order.
 
-    Training examples without any scored answer are left out (their number is printed); in the
-    other splits they stay, as the metric counts them. Raises ValueError naming file, record and
-    field for whatever is missing, broken or empty.
+    Large files show a bar, and of no file more than its examples is held: 1.5 M of GQA's training
+    questions, 1.3 GB, in 400 MB. "submit" has no targets. Training examples without any scored
+    answer are left out (their number is printed); in the other splits they stay, as the metric
+    counts them. ValueError names file, record and field of what is missing, broken or empty.
     """
     if task not in TASKS:
         raise ValueError(f"there is no task {task!r}; the tasks are {list(TASKS)}.")
-    if split not in SPLITS:
-        raise ValueError(f"there is no split {split!r}; the splits are {list(SPLITS)}.")
-    names = TASKS[task].files[split]
-    found = [ex for name in names for ex in TASKS[task].read(Path(folder) / name, split)]
-    examples = found if split != "train" else [ex for ex in found if ex.targets]
-    if not examples:
-        raise ValueError(
-            f"{task} {split}: {' and '.join(str(Path(folder) / name) for name in names)} "
-            f"has no {'answered ' if found else ''}example of this split."
-        )
-    if len(examples) < len(found):
-        missing = len(found) - len(examples)
-        print(f"{task} {split}: {missing} of {len(found)} examples have no answer and are left out")
-    return examples
+    if split not in (*SPLITS, "submit"):
+        raise ValueError(f"there is no split {split!r}; the splits are {[*SPLITS, 'submit']}.")
+    layout, paths = find_files(task, split, Path(folder))
+    if layout.note:
+        print(f"{task} {split}: {layout.name} are read; {layout.note}")
+    found = list(layout.read(split, paths))
+    answered = [ex for ex in found if ex.targets or ex.references]
+    if not (found if split == "submit" else answered):
+        raise ValueError(f"{task} {split}: {' and '.join(map(str, paths))} has no "
+                         f"{'answered ' if found else ''}example of this split.")
+    if split != "train":
+        return found
+    if missing := len(found) - len(answered):
+        print(f"{task} train: {missing} of {len(found)} examples have no answer and are left out")
+    return answered
 
 
 # ------------------------------------------------------------------------------------- to tensors
@@ -341,8 +459,7 @@ def collate(
     ]
     drawn = [draw_answer(ex, seed_key) for ex in examples]
     answers = [
-        token_ids(tokenizer, answer, task.target_tokens)
-        for (answer, _), task in zip(drawn, tasks)
+        token_ids(tokenizer, answer, task.target_tokens) for (answer, _), task in zip(drawn, tasks)
     ]
     labels, scores = pad(answers, -100), torch.tensor([soft for _, soft in drawn])
 
@@ -399,3 +516,45 @@ def batches(
         plan += [(task, order[i : i + size]) for i in range(0, len(order), size)]
     random.Random(f"{seed} {epoch}").shuffle(plan)
     yield from plan
+
+
+# ------------------------------------------------------------------------------------- submissions
+
+
+def submission(task: str, answers: list[str], examples: list[Example], path: str | Path) -> Path:
+    """Writes the file that the benchmark's server takes; returns its path, with the right ending.
+
+    vqa, gqa, caption: a JSON list of {id, answer}; nlvr: lines "identifier,True". The examples are
+    a whole split. ValueError where the server would refuse: not one answer an example, an id that
+    is there twice or of the wrong type, an answer that is none. Nothing is written then.
+    """
+    kind, id_field, answer_field = TASKS[task].submit
+    if not examples or len(answers) != len(examples):
+        raise ValueError(f"{task} submission: {len(answers)} answers for {len(examples)} examples; "
+                         "it needs one for each, and at least one.")
+    rows = {}
+    for ex, answer in zip(examples, answers):
+        where = f"{task} submission, {id_field} {ex.id!r}"
+        name = str(ex.id) if kind is str else ex.id
+        if ex.task != task or type(name) is not kind:
+            raise ValueError(f"{where}: it should be {kind.__name__}, an id of {task}.")
+        if name in rows:
+            raise ValueError(f"{where}: it is there twice; the server takes one answer an id.")
+        if not isinstance(answer, str) or task == "nlvr" and answer.strip() not in CHOICES:
+            kinds = " or ".join(CHOICES) if task == "nlvr" else "text"
+            raise ValueError(f"{where}: its answer should be {kinds}, not {answer!r:.60}.")
+        rows[name] = answer.strip()
+    listed = [{id_field: name, answer_field: answer} for name, answer in rows.items()]
+    lines = [f"{name},{answer.capitalize()}\n" for name, answer in rows.items()]
+    path = Path(path).with_suffix(".csv" if task == "nlvr" else ".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    making = path.with_name(f".{path.name}.{os.getpid()}")
+    making.write_text("".join(lines) if task == "nlvr" else json.dumps(listed), encoding="utf-8")
+    os.replace(making, path)
+    return path
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] != ["fetch"]:
+        sys.exit("usage: python data.py fetch NAME...   (python data.py fetch --list names them)")
+    download.main(sys.argv[2:])

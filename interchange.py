@@ -26,6 +26,7 @@ from pathlib import Path
 from torch import Tensor
 
 import adapters
+import rows
 import t5
 import weights
 from model import VLModel, vocabulary
@@ -215,7 +216,7 @@ def main() -> None:
             raise ValueError(f"{path} adapts no published model, or no run of train.py wrote it")
         lm = t5.load(config["lm"])
         m = VLModel(lm.resize(vocabulary(lm.config)), held.shape("visual.feat.weight")[1])
-        m.install(adapters.row(config["method"], lm.config.is_t5, config["set"]),
+        m.install(rows.row(config["method"], lm.config.is_t5, config["set"]),
                   tuple(config["tasks"].split(",")))
         m.load_trained(path)
         export(m, args.folder, config["lm"], args.task)

@@ -1,12 +1,13 @@
 """How good is an answer?
 
-Four tasks, one table: METRICS maps a task to a function (predictions, examples) -> {name: score}.
-The first score is the headline of the papers' tables, and every score is reported times 100.
+One table: METRICS maps a task to a function (predictions, examples) -> {name: score}. The first
+score is the headline of the papers' tables, and every score is reported times 100.
 
 * vqa      soft accuracy: how many of ten people gave this answer (VQA, arXiv 1505.00468)
-* gqa      exact match (GQA, arXiv 1902.09506)
+* gqa      exact match (GQA, arXiv 1902.09506); tvqa and how2qa, whose answers are "a0" .. "a4", too
 * nlvr     accuracy, and consistency over all picture pairs of a sentence (arXiv 1811.00491)
-* caption  CIDEr-D (arXiv 1411.5726): tf-idf weighted n-grams shared with five people's captions
+* caption  CIDEr-D (arXiv 1411.5726): tf-idf weighted n-grams shared with five people's captions;
+           BLEU-1..4 (Papineni et al., ACL 2002); ROUGE-L (Lin, ACL 2004). tvc and yc2c too
 
 An example is anything with `.id`, `.targets` {answer: soft score} and `.references` (raw answers or
 captions, or None), which is what data.py makes.
@@ -92,11 +93,11 @@ def vqa(predictions: list[str], examples: list) -> dict[str, float]:
     return {"accuracy": mean(scores)}
 
 
-# ------------------------------------------------------------------------------------ gqa and nlvr
+# ---------------------------------------------------------------------------- exact match and nlvr
 
 
-def gqa(predictions: list[str], examples: list) -> dict[str, float]:
-    """Exact match with the answer."""
+def exact_match(predictions: list[str], examples: list) -> dict[str, float]:
+    """The share of predictions that are the answer, letter by letter."""
     return {"accuracy": mean([p.strip() in ex.targets for p, ex in zip(predictions, examples)])}
 
 
@@ -118,29 +119,63 @@ def nlvr(predictions: list[str], examples: list) -> dict[str, float]:
 
 # The Penn Treebank way to cut English, as coco-caption uses it (its tool is Stanford's, in Java):
 # "don't" -> do n't, "man's" -> man 's, "cannot" -> can not; "t-shirt", "10:30", "u.s." stay whole.
-ABBREVIATIONS = r"mrs?|ms|drs?|profs?|st|ave|blvd|rd|mt|ft|sq|jr|sr|vs|etc|inc|co|corp|ltd|ph\.d"
+# First, what keeps its period: abbreviations, and places where they are capitalised ("on Wash.").
+ABBREVIATIONS = r"""
+jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu thurs fri mrs? ms drs? profs? sens?
+reps? atty lt col gen messrs govs? adm rev maj sgt cpl pvt capt pres lieut hon brig cmdr comdr pfc
+spc supt det jr sr bros esq ph\.d ste? ave blvd rd sq ct mt ft rt bldg inc cos? corp ltd plc dept
+assn assoc univ mfg intl natl ext tel vs etc al seq cf est adj adv msgr mme mlle ala ariz calif colo
+conn fla ga ind kans? ky md mich minn mo mont neb nev okla penn tenn va vt wisc? wyo jos wm
+"""
+PLACES = "ark del ill la mass miss ore pa tex wash"
+# One letter keeps its period too, but not before a word that begins a sentence ("plan b. The ...")
+# nor at a caption's end: the tool reads on there, and the next caption begins "A man ...".
+OPENERS = """
+A An The One Some Many There This That These It He She They We You In At As But So If When While
+After Here What Her Their Our Other Then Now However
+"""
+L, A, Q = r"[^\W\d_]", r"[^\W_]", "['’]"  # a letter, a letter or digit, an apostrophe
+ABBREVIATION, PLACE, OPENER = ("|".join(s.split()) for s in (ABBREVIATIONS, PLACES, OPENERS))
 TOKEN = re.compile(
     rf"""
       (?: can(?=not\b) | (?:gon|wan)(?=na\b) | got(?=ta\b) | (?:gim|lem)(?=me\b) )
-    | n't\b | [^\W\d_]+?(?=n't\b)                       # does n't
-    | '(?: s | re | ve | ll | d | m | em | \d0s )\b | 'n' | 'n(?!\w) | 't(?=is\b|was\b)
-    | (?: [odl] | ma )'[^\W\d_]{{2,}} | y'(?=all\b)      # o'clock
-    | (?: [^\W\d_]\. )+(?!\w) | (?: {ABBREVIATIONS} )\. | no\.(?=\s?\d)
-    | [-+]?\.?\d+(?: [,.:/]\d+ )*(?![^\W_]|[-./&][^\W_])       # 1,000 10:30 1/2 -5
-    | [^\W_]+(?: (?: [-./_] | (?-i:(?<=[A-Z])&(?=[A-Z])) ) [^\W_]+ )*
-    | [\#@][^\W\d_]\w* | [!?]+ | --+ | \.\.+ | __+ | \S
+    | n['`]t\b | {L}+?(?=n['`]ts?\b)                                            # does n't
+    | (?: ol | dunkin | somethin ){Q} | {Q}(?: em | till? | cause | [2-9]0s )\b | {Q}\d\d(?!\S)
+    | (?: c'mon | s'mores | li'l | e'er | cap'n | nat'l | ev'ry | nor'easter )\b
+    | {L}+[aeiouy]{Q}(?! (?:s|re|ve|ll|d|m)\b )(?-i:[aeiouA-Z]){L}*             # hawai'i
+    | (?: [odln] | (?-i:[B-HJ-XZ]) )['’`]{L}{{2,}} | [yj]{Q}(?={L})             # o'clock y' all
+    | '(?: s | re | ve | ll | d | m )\b | {Q}n{Q} | {Q}n(?!\w) | 't(?=is|was)
+    | (?: {A}+- )? (?: {L}\. ){{2,}} (?: -{A}+ )* (?!\w)                        # u.s.-made
+    | {L}\.(?! {L} | \s*$ | \s+(?-i:{OPENER})(?!\S) )                           # john f.
+    | (?: {ABBREVIATION} | (?-i:(?=[A-Z])) (?:{PLACE}) )\. (?: -{A}+ )* (?!{L})
+    | (?: nos? | figs? | pp | prop | art | ca )\.(?=\s?\d)                      # no. 5
+    | \d+(?: ,\d+ )+(?: -{A}+ )+                                                # 1,000-year-old
+    | [-+]?\.?\d+(?: [./]\d+ )*[,:]\d+(?: [,.:/]\d+ )*                          # 10:30 am
+    | \d+(?: \.\d+ )+(?: -{A}+ )* | [-+]?\d*(?: \.\d+ )+                        # 7.5-foot 7.5 lb
+    | {A}+(?: -{A}+ )*\.(?=[,;:])                                               # "on a bench.,"
+    | [-+]?\d+(?: /\d+ )*(?! {A} | [-/]{A} )                                    # 1/2 -5
+    | (?-i:[A-Z]+(?: &[A-Z]+ )+)                                                # M&M 's
+    | {L}{A}*(?: \.{L}{A}*(?: -{A}+ )* )+                                       # a wall.The sky
+    | {A}+(?: [-‐‑/_](?: o{Q} )?{A}+ )*                                         # t-shirt and/or
+    | [\#@]{L}\w* | [!?]+ | \*+ | --+ | \.\.+ | __+ | \S
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-SAME = str.maketrans({"’": "'", "‘": "`", "“": '"', "”": '"', "–": "--", "—": "--", "…": "..."})
+CLITIC = re.compile(r"’(?=(?:s|t|re|ve|ll|d|m)\b)", re.IGNORECASE)  # it’s -> it's, but o’clock
+SAME = str.maketrans(
+    {"‘": "`", "“": '"', "”": '"', "«": '"', "»": '"', "‹": '"', "›": '"'}
+    | {"–": "--", "—": "--", "‒": "--", "―": "--", "…": " ... ", "\u200b": " ", "\u00ad": ""}
+    | {"½": " 1/2 ", "¼": " 1/4 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "}
+)
 # Brackets leave tokens: coco-caption means to drop -LRB- but has lower-cased it by then.
-RENAMED = dict(zip("()[]{}£€", "-lrb- -rrb- -lsb- -rsb- -lcb- -rcb- # $".split()))
-DROPPED = set("'\"`.,:;-!?")
+RENAMED = dict(zip("()[]{}£€¢", "-lrb- -rrb- -lsb- -rsb- -lcb- -rcb- # $ cents".split()))
+DROPPED = set("'’\"`.,:;-!?")
 
 
 def tokenize_caption(text: str) -> list[str]:
-    """Lower-cased Penn Treebank words without punctuation, as CIDEr counts them."""
-    words = [RENAMED.get(w, w.lower()) for w in TOKEN.findall(text.translate(SAME))]
+    """Lower-cased Penn Treebank words without punctuation, as coco-caption counts them."""
+    text = CLITIC.sub("'", text.translate(SAME))
+    words = [RENAMED.get(w, w.lower()) for w in TOKEN.findall(text)]
     return [w for w in words if w not in DROPPED and w[:2] not in ("--", "..")]
 
 
@@ -188,23 +223,90 @@ def cider(predictions: list[list[str]], references: list[list[list[str]]]) -> li
     return scores
 
 
+def bleu(predictions: list[list[str]], references: list[list[list[str]]]) -> list[float]:
+    """BLEU-1..4 (0..1) of a whole split; words as in `cider`.
+
+    With p_n the share of the predictions' n-grams that occur in a reference of their picture, each
+    counted at most as often as the one reference that has it most; c the predictions' length; and
+    r the summed length of the references closest in length, the shorter one of two as close,
+
+        BLEU-n = min(1, exp(1 - r / c)) (p_1 p_2 ... p_n)^(1/n)
+    """
+    hits, total = [1e-15] * 4, [1e-9] * 4  # instead of 0, as in coco-caption: nothing divides by 0
+    c, r = 1e-15, 1e-9
+    for words, captions in zip(predictions, references):
+        counts, most = ngrams(words), Counter()
+        for ref in captions:
+            most |= ngrams(ref)
+        for gram, count in counts.items():
+            hits[len(gram) - 1] += min(count, most[gram])
+            total[len(gram) - 1] += count
+        c += len(words)
+        r += min((abs(len(ref) - len(words)), len(ref)) for ref in captions)[1]
+    brevity = min(1.0, math.exp(1 - r / c))
+    precisions = [hit / count for hit, count in zip(hits, total)]
+    return [brevity * math.prod(precisions[:n]) ** (1 / n) for n in (1, 2, 3, 4)]
+
+
+def common(a: list[str], b: list[str]) -> int:
+    """The length of the longest sequence of words that a and b share in order, gaps allowed."""
+    row = [0] * (len(b) + 1)
+    for word in a:
+        above, row = row, [0]
+        for j, other in enumerate(b):
+            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
+    return row[-1]
+
+
+def rouge_l(predictions: list[list[str]], references: list[list[list[str]]]) -> list[float]:
+    """ROUGE-L (0..1) of each picture; words as in `cider`.
+
+    With lcs the longest common subsequence of a prediction p and a reference r, and beta = 1.2,
+
+        P = max_ref lcs / |p|,  R = max_ref lcs / |r|,  ROUGE-L = (1 + beta^2) P R / (R + beta^2 P)
+
+    where P and R may come from different references.
+    """
+    scores = []
+    for words, captions in zip(predictions, references):
+        # An empty caption is one empty word, as in coco-caption.
+        p, refs = words or [""], [ref or [""] for ref in captions]
+        shared = [common(p, ref) for ref in refs]
+        precision = max(shared) / len(p)
+        recall = max(n / len(ref) for n, ref in zip(shared, refs))
+        weighted = recall + 1.2**2 * precision
+        scores.append((1 + 1.2**2) * precision * recall / weighted if weighted else 0.0)
+    return scores
+
+
 def caption(predictions: list[str], examples: list) -> dict[str, float]:
-    """CIDEr-D over a split; the references of the split's own pictures are the idf corpus."""
+    """CIDEr-D, BLEU-1..4 and ROUGE-L of a split; its own references are the idf corpus."""
     for ex in examples:
         if not ex.references:
             raise ValueError(f"caption {ex.id!r} has no reference captions to be scored against.")
     words = [tokenize_caption(p) for p in predictions]
     references = [[tokenize_caption(r) for r in ex.references] for ex in examples]
-    return {"cider": mean(cider(words, references))}
+    scores = {"cider": mean(cider(words, references))}
+    scores |= {f"bleu{n}": 100.0 * b for n, b in enumerate(bleu(words, references), 1)}
+    return scores | {"rouge_l": mean(rouge_l(words, references))}
 
 
 # --------------------------------------------------------------------------------------- the table
 
-METRICS = {"vqa": vqa, "gqa": gqa, "nlvr": nlvr, "caption": caption}
+METRICS = {
+    "vqa": vqa,
+    "gqa": exact_match,
+    "nlvr": nlvr,
+    "caption": caption,
+    "tvqa": exact_match,
+    "how2qa": exact_match,
+    "tvc": caption,
+    "yc2c": caption,
+}
 
 
 def mean(scores: list[float]) -> float:
-    """The mean, times 100: the one place where scores get their scale."""
+    """The mean, times 100, as scores are reported."""
     return 100.0 * sum(scores) / len(scores)
 
 

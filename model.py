@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapters
+import rows
 import t5
 import weights
 from adapters import Context, Method
@@ -74,6 +75,15 @@ OPEN = {
 }
 
 
+def check_tasks(tasks: tuple[str, ...]) -> None:
+    """Modules are named by their tasks: each once, and no name that a module has already."""
+    if isinstance(tasks, str) or len(set(tasks)) != len(tasks):
+        raise ValueError(f"tasks are {tasks!r}; they must be a tuple of different names")
+    if odd := [t for t in tasks if not t.isidentifier() or hasattr(nn.ModuleDict, t)
+               or hasattr(nn.ParameterDict, t) or t == "training"]:
+        raise ValueError(f"a task cannot be called {odd[0]!r}: take another word")
+
+
 def vocabulary(c: t5.Config) -> int:
     """Words with the 200 added ones, <extra_id_99..0> and <vis_extra_id_99..0>: 50265 -> 50465
     on BART. T5 has the first hundred already and published tables 28 spare rows: 32128 -> 32200."""
@@ -91,8 +101,8 @@ class VLModel(nn.Module):
         super().__init__()
         self.lm, self.clip = lm, clip
         self.visual = VisualEmbedding(width, lm.config).to(lm.shared.weight.dtype)
-        self.method, self.tasks, self.hyper = None, (), None
-        self.installed, self.base, self.merged = {}, {}, []
+        self.method, self.tasks, self.hyper, self.per_task = None, (), None, False
+        self.installed, self.base, self.merged, self.modules_out = {}, {}, [], []
         self.requires_grad_(False)
 
     # ------------------------------------------------------------------------------- methods
@@ -112,7 +122,7 @@ class VLModel(nn.Module):
             if not hasattr(place, "tune"):
                 raise ValueError(f"no site {name!r}; there are {', '.join(adapters.SUBLAYERS)}, "
                                  "behind an attention .q .k .v .o, behind a feed-forward .wi "
-                                 ".hidden .wo, and encoder.prompt")
+                                 ".wg .hidden .wo, and encoder.prompt")
             yield ".".join(["lm", stack, "blocks", str(i), *path]), place
 
     def install(self, method: Method,
@@ -125,6 +135,7 @@ class VLModel(nn.Module):
         """
         if self.method is not None:
             raise ValueError("a method is installed already: call remove() first")
+        check_tasks(tasks)
         if unknown := set(method.open) - OPEN.keys():
             raise ValueError(f"a row cannot open {', '.join(unknown)}; it can {', '.join(OPEN)}")
         if "clip" in method.open and self.clip is None:
@@ -132,9 +143,12 @@ class VLModel(nn.Module):
                              "pictures instead of features")
         places = [(site, add, *found) for site, add in method.at.items()
                   for found in self.sites(site)]
-        opened = {id(p) for name in method.open for p in OPEN[name](self)}
+        opened = {name: {id(p) for p in OPEN[name](self)} for name in method.open}
+        if empty := [name for name, ids in opened.items() if not ids]:
+            raise ValueError(f"there is nothing to open: this language model has no {empty[0]}")
+        opened = set().union(*opened.values())
         c, device, dtype = self.lm.config, self.lm.shared.weight.device, self.lm.shared.weight.dtype
-        made, stacks = {}, {stack: defaultdict(list) for stack in STACKS}
+        made, hyper = {}, {}
         with device:
             for site, add, name, place in places:
                 linear = place if isinstance(place, nn.Linear) else None
@@ -142,12 +156,16 @@ class VLModel(nn.Module):
                 made[name] = adapters.build(add, d_in, d_out, tasks, name, linear)
                 if isinstance(net := getattr(made[name], "net", None), adapters.Generated):
                     stack, _, site = site.partition(".")
-                    stacks[stack][site.replace(".", "_")].append(net)
-                    generated = add
-            if stacks := {stack: sites for stack, sites in stacks.items() if sites}:
-                self.hyper = adapters.Hypernetwork(tasks, stacks, generated).to(dtype)
+                    sites, law = hyper.setdefault(stack, (defaultdict(list), add))
+                    sites[site.replace(".", "_")].append(net)
+                    if (add.p, add.std, add.std_tokens) != (law.p, law.std, law.std_tokens):
+                        raise ValueError(f"one hypernetwork writes for all of the {stack}: p, std "
+                                         "and std_tokens must be the same at its sites")
+            hyper = adapters.Hypernetwork(tasks, hyper).to(dtype) if hyper else None
         # Nothing has failed: only now is the model changed.
-        self.method, self.tasks = method, tasks
+        self.method, self.tasks, self.hyper = method, tasks, hyper
+        self.per_task = hyper is not None or any(
+            isinstance(m, adapters.PerTask) for tune in made.values() for m in tune.modules())
         self.base = {n: p for n, p in self.named_parameters() if id(p) in opened}
         for _, _, name, place in places:
             place.tune, self.installed[name] = made[name].to(dtype).train(self.training), place
@@ -170,7 +188,7 @@ class VLModel(nn.Module):
         with torch.no_grad():
             for p, value in self.base.values():
                 p.copy_(value)
-        self.method, self.tasks, self.hyper = None, (), None
+        self.method, self.tasks, self.hyper, self.per_task = None, (), None, False
         self.installed, self.base = {}, {}
         self.requires_grad_(False)
 
@@ -181,43 +199,52 @@ class VLModel(nn.Module):
         is not linear in its x (and then nothing is changed)."""
         if self.merged:
             raise ValueError("the method is merged already: call split() first")
-        new = []
-        for name, place in self.installed.items():
-            tune = place.tune
+        new = {}                                                   # Linear -> its W and b to be
+        # What scales a Linear's x (at .hidden) comes behind the Linear's own module.
+        for name, place in sorted(self.installed.items(), key=lambda item: ".hidden" in item[0]):
+            tune, hidden = place.tune, name.endswith(".hidden")
             if isinstance(tune, adapters.PerTask):
                 if task not in tune:
                     raise ValueError(f"merge(task) must name one of {', '.join(tune)}: this row "
                                      "has a module for each task")
                 tune = tune[task]
-            if not isinstance(tune, adapters.Adapter):
-                raise ValueError(f"what stands at {name} cannot be merged: {type(tune).__name__}")
-            if isinstance(place, nn.Linear):
-                new.append((place, place, *tune.merged(place.weight, place.bias)))
-            elif name.endswith(".hidden"):                   # a scale of what the next Linear reads
-                wo = self.get_submodule(name.removesuffix("hidden") + "wo")
-                new.append((place, wo, tune.merged(wo.weight.T, None)[0].T, wo.bias))
-            else:
-                raise ValueError(f"what stands at {name} is behind a whole sub-layer and cannot "
-                                 "be merged into a Linear")
-        for place, linear, W, b in new:
-            old = [t if t is None else t.clone() for t in (linear.weight, linear.bias)]
-            self.merged.append((place, place.tune, linear, *old))
-            place.tune = None
+            linear = self.get_submodule(f"{name.removesuffix('hidden')}wo") if hidden else place
+            if not (isinstance(tune, adapters.Adapter) and isinstance(linear, nn.Linear)
+                    and not (hidden and tune.net)):
+                raise ValueError(f"what stands at {name} cannot be merged: its h is not what a "
+                                 f"Linear gives ({type(tune).__name__} at a sub-layer, hidden or a "
+                                 "prompt)")
+            W, b = new.get(linear, (linear.weight, linear.bias))
+            new[linear] = (tune.merged(W.T, None)[0].T, b) if hidden else tune.merged(W, b)
+        for linear, (W, b) in new.items():
+            self.merged.append((linear, linear.weight.clone(), b if b is None else
+                                linear.bias.clone()))
             linear.weight.copy_(W)
             if b is not None:
                 linear.bias.copy_(b)
+        self.modules_out = [(place, place.tune) for place in self.installed.values()]
+        for place in self.installed.values():
+            place.tune = None
 
     @torch.no_grad()
     def split(self) -> None:
         """Undoes merge: weights and modules are bit for bit what they were."""
-        while self.merged:
-            place, place.tune, linear, W, b = self.merged.pop()
+        for linear, W, b in self.merged:
             linear.weight.copy_(W)
             if b is not None:
                 linear.bias.copy_(b)
+        like = self.lm.shared.weight                        # the model may have moved since
+        for place, tune in self.modules_out:
+            place.tune = tune.to(like.device, like.dtype)
+        self.merged, self.modules_out = [], []
+
+    def check_split(self) -> None:
+        if self.modules_out:
+            raise ValueError("the method is merged, which is for answering alone: call split()")
 
     def counts(self) -> list[tuple[str, int, int]]:
         """(part, trainable, total parameters); tied tensors count once, buffers not at all."""
+        self.check_split()
         added = {id(p) for p in self.added()}
         parts = {"language model": [p for p in self.lm.parameters() if id(p) not in added],
                  "visual embedding": list(self.visual.parameters()), "method": self.added()}
@@ -229,6 +256,7 @@ class VLModel(nn.Module):
 
     def trained(self) -> dict[str, Tensor]:
         """What an adapter-only file holds: every trainable tensor under its one name."""
+        self.check_split()
         return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
 
     def load_trained(self, path: str) -> None:
@@ -239,7 +267,7 @@ class VLModel(nn.Module):
 
     def context(self, tasks: tuple[str, ...], device: torch.device) -> Context:
         """Which examples belong to which task, and what the hypernetwork writes for these tasks."""
-        if (self.tasks or self.hyper) and (odd := set(tasks) - set(self.tasks)):
+        if self.per_task and (odd := set(tasks) - set(self.tasks)):
             raise ValueError(f"the batch has examples of {', '.join(sorted(odd))}; the method was "
                              f"installed for {', '.join(self.tasks)}")
         rows = {task: [i for i, t in enumerate(tasks) if t == task] for task in set(tasks)}
@@ -275,6 +303,7 @@ class VLModel(nn.Module):
     def loss(self, batch) -> Tensor:
         """The training loss: the cross-entropy of every target token, times the example's weight
         (data.loss_weights)."""
+        self.check_split()
         return (token_loss(self(batch), batch.labels) * batch.weights[:, None]).sum()
 
     # ------------------------------------------------------------------------------- answers
@@ -417,10 +446,10 @@ def beam_search(step, start: Tensor, c: t5.Config, max_length: int, n: int, K: i
 
 # --------------------------------------------------------------------------------- the table
 
-def count_table(lm: str, width: int, rows: dict[str, Method] | None = None,
+def count_table(lm: str, width: int, table: dict[str, Method] | None = None,
                 tasks: tuple[str, ...] = TASKS) -> list[tuple[str, int, int]]:
-    """(method, trainable, total) of these rows (None: of all) on a backbone of a published size,
-    weightless. tasks: names of the tasks, which count for rows with a module for each."""
+    """(method, trainable, total) of a table of rows (None: of all) on a weightless backbone of a
+    published size. tasks: their names, which count for rows with a module for each."""
     if width < 1:
         raise ValueError(f"features are {width} wide; they must be at least 1")
     if lm not in t5.PRESETS:
@@ -430,7 +459,7 @@ def count_table(lm: str, width: int, rows: dict[str, Method] | None = None,
         config = t5.PRESETS[lm]
         config = replace(config, vocab=vocabulary(config))
         model = VLModel(t5.EncoderDecoder(config), width)
-        for name, method in (rows or adapters.methods(config.is_t5)).items():
+        for name, method in (table or adapters.methods(config.is_t5)).items():
             counts.append((name, *model.install(method, tasks)[-1][1:]))
             model.remove()
     return counts
@@ -444,14 +473,14 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma between them")
     parser.add_argument("--method", default="", help="this row alone")
     parser.add_argument("--set", default="", metavar="CHANGES", dest="changes",
-                        help="changes of the row, as in adapters.row: r=48,decoder=none")
+                        help="changes of the row, as in train.py --help: r=48,decoder=none")
     args = parser.parse_args()
     try:
         is_t5 = args.lm in t5.PRESETS and t5.PRESETS[args.lm].is_t5
         if args.changes and not args.method:
             raise ValueError("--set changes a row: name it with --method")
-        rows = args.method and {args.method: adapters.row(args.method, is_t5, args.changes)}
-        counts = count_table(args.lm, args.features, rows or None, tuple(args.tasks.split(",")))
+        one = args.method and {args.method: rows.row(args.method, is_t5, args.changes)}
+        counts = count_table(args.lm, args.features, one or None, tuple(args.tasks.split(",")))
     except ValueError as e:
         sys.exit(f"model.py: {e}")
     print(f"{args.lm}, features {args.features}, tasks {args.tasks}"

@@ -260,14 +260,14 @@ class FeedForward(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.wi = Linear(c.d, c.ffn, c.bias)
-        self.gate = Linear(c.d, c.ffn, c.bias) if c.gated else None
+        self.wg = Linear(c.d, c.ffn, c.bias) if c.gated else None
         self.hidden = Hidden(c)
         self.wo = Linear(c.ffn, c.d, c.bias)
         self.act, self.dropout = ACTIVATIONS[c.activation], c.dropout
 
     def forward(self, x: Tensor, ctx=None) -> Tensor:
         h = self.wi(x, ctx)
-        h = self.act(h) if self.gate is None else self.act(self.gate(x, ctx)) * h
+        h = self.act(h) if self.wg is None else self.act(self.wg(x, ctx)) * h
         h = self.hidden(h, x, ctx)
         return self.wo(F.dropout(h, self.dropout, self.training), ctx)
 
@@ -518,7 +518,7 @@ def table(c: Config, prefix: str = "") -> list[tuple[str, str | None]]:
             *(f"{s}.embed_tokens shared" for s in stacks))
         return [(prefix + a, b) for a, b in rows] + _rows(
             "final_logits_bias logits_bias", f"lm_head {head}")
-    ffn = (("wi_0", "gate"), ("wi_1", "wi")) if c.gated else (("wi", "wi"),)
+    ffn = (("wi_0", "wg"), ("wi_1", "wi")) if c.gated else (("wi", "wi"),)
     sites = (("encoder", 0, "SelfAttention", "self_attn"), ("encoder", 1, "DenseReluDense", "ffn"),
              ("decoder", 0, "SelfAttention", "self_attn"),
              ("decoder", 1, "EncDecAttention", "cross_attn"),

@@ -11,11 +11,10 @@ size, a batch belongs to one task, only what the method's row opens is trained.
 
 A run folder holds config.json, log.jsonl (a line an interval), adapter.safetensors (what was
 trained, nothing else), last/ (what an exact resume needs), predictions/<task>.json, results.json
-and results.md.
+and results.md, submissions/ (what each benchmark's server takes).
 """
 import argparse
 import hashlib
-import inspect
 import json
 import os
 import sys
@@ -36,10 +35,13 @@ import clip_encoder
 import data
 import interchange
 import metrics
+import records
+import rows
 import t5
 import tokenizer
 import weights
 import world
+from features import INDEX, Features, extract, list_files
 from model import VLModel, vocabulary
 
 WORLD = "data/world"
@@ -50,7 +52,7 @@ CONTROLS = ("", "blind", "random-lm", "random-clip")
 class Config:
     """Everything a run depends on. A value of None is looked up in RECIPES."""
     method: str = "vlpet-large"          # a row of adapters.py's table
-    set: str = ""                        # changes of the row (adapters.row): r=48,decoder=none
+    set: str = ""                        # changes of the row (rows.row): r=48,decoder=none
     tasks: str = "vqa,gqa,nlvr,caption"
     data: str = WORLD                    # folder in the published formats; the built-in one is
     #                                      written where it is missing
@@ -135,7 +137,7 @@ def resolve(config: Config) -> Config:
         raise ValueError("--device is 'cuda', but this PyTorch sees no CUDA device: leave it out")
     c = t5.read_config(config.lm)
     one_of("method", adapters.methods(c.is_t5))
-    adapters.row(config.method, c.is_t5, config.set)            # says what is wrong with --set
+    rows.row(config.method, c.is_t5, config.set)            # says what is wrong with --set
     filled = {k: v for k, v in recipe(config, c.is_t5).items() if getattr(config, k) is None}
     return replace(
         config, **filled, dropout=c.dropout if config.dropout is None else config.dropout,
@@ -146,19 +148,19 @@ def recipe(config: Config, is_t5: bool) -> dict:
     """The recipe's lr, batch, epochs and task_names for this backbone, data and row."""
     is_world = config.data == WORLD or (Path(config.data) / "world.json").is_file()
     kind = "world" if is_world else "video" if set(config.tasks.split(",")) <= VIDEO else "image"
-    rows = RECIPES[kind, "t5" if is_t5 else "bart"]
-    row = next(row for row in rows if not row or fnmatchcase(config.method, row))
-    return dict(zip(("lr", "batch", "epochs", "task_names"), rows[row]))
+    table = RECIPES[kind, "t5" if is_t5 else "bart"]
+    found = next(name for name in table if not name or fnmatchcase(config.method, name))
+    return dict(zip(("lr", "batch", "epochs", "task_names"), table[found]))
 
 
 def recipes() -> str:
     """All of RECIPES as a table, for --help."""
     lines = ["recipes (each value can be set by its flag):",
              f"  {'data':6}{'dialect':9}{'row':22}{'lr':>8}{'batch':>7}{'epochs':>8}  task-names"]
-    lines += [f"  {kind:6}{dialect:9}{row or 'every other':22}{lr:8g}{batch:7}{epochs:8}  "
-              f"{'yes' if names else 'no'}" for (kind, dialect), rows in RECIPES.items()
-              for row, (lr, batch, epochs, names) in rows.items()]
-    return "\n".join(lines) + "\n\n--set changes the row. " + inspect.getdoc(adapters.row)
+    lines += [f"  {kind:6}{dialect:9}{name or 'every other':22}{lr:8g}{batch:7}{epochs:8}  "
+              f"{'yes' if names else 'no'}" for (kind, dialect), table in RECIPES.items()
+              for name, (lr, batch, epochs, names) in table.items()]
+    return "\n".join(lines) + "\n\n" + rows.grammar()
 
 
 def free_folder(config: Config) -> str:
@@ -170,26 +172,26 @@ def free_folder(config: Config) -> str:
 
 # ------------------------------------------------------------------------------- what is needed
 
-def prepare(config: Config) -> clip_encoder.Features:
+def prepare(config: Config) -> Features:
     """The pictures' features, extracted once for each CLIP and state of the picture folder."""
     tower = clip_encoder.load(config.clip)
     if config.control == "random-clip":
         torch.manual_seed(0)
         tower = clip_encoder.randomized(tower)
-    pictures = clip_encoder.list_pictures(config.images)
+    pictures = list_files(config.images)
     state = [clip_encoder.fingerprint(tower), *((i, p.stat().st_size) for i, p in pictures.items())]
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
-    packed = Path(config.data) / "features" / f"{Path(config.clip).stem}-{digest}.safetensors"
-    if not packed.exists():
-        clip_encoder.extract(tower, config.images, packed, device=device_of(config))
-    return clip_encoder.Features(packed)
+    packed = Path(config.data) / "features" / f"{Path(config.clip).stem}-{digest}"
+    if not (packed / INDEX).exists():
+        extract(tower, config.images, packed, device=device_of(config))
+    return Features(packed)
 
 
 def device_of(config: Config) -> str:
     return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build(config: Config, features: clip_encoder.Features) -> tuple[VLModel, tokenizer.Tokenizer]:
+def build(config: Config, features: Features) -> tuple[VLModel, tokenizer.Tokenizer]:
     """The frozen language model with the method installed, and its tokenizer."""
     torch.manual_seed(config.seed)
     lm = t5.load(config.lm, dropout=config.dropout)
@@ -197,7 +199,7 @@ def build(config: Config, features: clip_encoder.Features) -> tuple[VLModel, tok
         lm.init_weights()
     lm.resize(vocabulary(lm.config))
     m = VLModel(lm, features.width)
-    m.install(adapters.row(config.method, lm.config.is_t5, config.set),
+    m.install(rows.row(config.method, lm.config.is_t5, config.set),
               tuple(config.tasks.split(",")))
     return m.to(device_of(config)), tokenizer.load(config.lm)
 
@@ -207,14 +209,19 @@ def begin_with(m: VLModel, path: Path) -> None:
     if (path / "adapter_config.json").exists():
         if not interchange.load(m, path):
             print(f"{path} has no visual embedding: it starts afresh")
-    else:
-        m.load_trained(path / "adapter.safetensors" if path.is_dir() else path)
+        return
+    path = path / "adapter.safetensors" if path.is_dir() else path
+    c = json.loads(weights.read(path).metadata.get("config", "{}"))
+    if c and rows.row(c["method"], m.lm.config.is_t5, c["set"]) != m.method:
+        raise ValueError(f"{path} was trained with --method {c['method']}"
+                         f"{' --set ' * bool(c['set'])}{c['set']}: install the same row")
+    m.load_trained(path)
 
 
 class Shuffled:
     """Features that hand out some other picture's, always the same one: a blind control."""
 
-    def __init__(self, features: clip_encoder.Features, seed: int):
+    def __init__(self, features: Features, seed: int):
         order = torch.randperm(len(features.ids), generator=torch.Generator().manual_seed(seed))
         self.other = {a: features.ids[i] for a, i in zip(features.ids, order.tolist())}
         self.features, self.ids, self.width = features, features.ids, features.width
@@ -233,18 +240,29 @@ def check_pictures(config: Config, examples: dict[str, list[data.Example]], feat
     for task, some in examples.items():
         if lost := {i for ex in some for i in ex.images} - known:
             raise ValueError(f"{task}: {len(lost)} pictures that its examples name are not in "
-                             f"{config.images}, the first is {min(lost)!r}: put them there")
+                             f"{config.images}, the first is {min(lost)!r}: put them there (a "
+                             "picture's name is its file's, without the ending)")
 
 
 # ------------------------------------------------------------------------------- testing
+
+def choice_tokens(tok) -> list[int]:
+    """The first tokens of "false" and "true" (behind <s>, where there is one)."""
+    return [tok.encode(c)[0 if tok.bos_id is None else 1] for c in data.CHOICES]
+
+
+def answer_text(tok, ids: list[int]) -> str:
+    """Text of generated ids; the rows behind the tokenizer's own (added tokens) have none."""
+    return tok.decode([i for i in ids if i < len(tok)])
+
 
 @torch.no_grad()
 def predict(m: VLModel, tok, features, examples: list[data.Example], config: Config) -> list[str]:
     """One answer an example, decoded as its task asks (data.TASKS)."""
     m.eval()
     task = data.TASKS[examples[0].task]
-    choices = [tok.encode(c)[0 if tok.bos_id is None else 1] for c in data.CHOICES]
-    size, answers = 2 * data.batch_size(examples[0].task, config.batch), []
+    choices, answers = choice_tokens(tok), []
+    size = 2 * data.batch_size(examples[0].task, config.batch)
     # Texts of one length share a batch: less padding to decode over.
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].text))
     for i in tqdm(range(0, len(order), size), f"test {examples[0].task}", leave=False):
@@ -252,11 +270,10 @@ def predict(m: VLModel, tok, features, examples: list[data.Example], config: Con
                              task_names=config.task_names, boxes=config.boxes).to(device_of(config))
         with autocast(config):
             if task.decode == "choice":
-                answers += [data.CHOICES[c] for c in m.choose(batch, choices).tolist()]
+                answers += [data.CHOICES[c] for c in m.choose(batch, choices).argmax(-1).tolist()]
             else:
                 ids = m.generate(batch, config.beams if task.decode == "beam" else 1)
-                # The rows behind the tokenizer's own (added tokens) have no text.
-                answers += [tok.decode([i for i in row if i < len(tok)]) for row in ids.tolist()]
+                answers += [answer_text(tok, row) for row in ids.tolist()]
     back = dict(zip(order, answers))
     return [back[i] for i in range(len(examples))]
 
@@ -269,6 +286,10 @@ def test(m: VLModel, tok, features, examples: dict[str, list], config: Config) -
         results[task] = metrics.score(task, answers, some)
         save_json(Path(config.out) / "predictions" / f"{task}.json",
                   [{"id": ex.id, "answer": a} for ex, a in zip(some, answers)])
+        try:
+            data.submission(task, answers, some, Path(config.out) / "submissions" / task)
+        except ValueError as why:                # a data set of one's own may have other ids
+            print(f"{task}: no submission file was written: {why}")
     results["average"] = sum(next(iter(s.values())) for s in results.values()) / len(results)
     return results
 
@@ -373,10 +394,10 @@ def train(m: VLModel, tok, features, examples: dict[str, list], config: Config,
             m.train()                                       # frozen layers keep their dropout
             plan = data.batches(examples, config.batch, epoch, config.seed)
             begin = max(first, epoch * per_epoch)
-            for step, (task, rows) in enumerate(islice(plan, begin % per_epoch, None), begin):
+            for step, (task, chosen) in enumerate(islice(plan, begin % per_epoch, None), begin):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, total, config)
-                batch = data.collate([examples[task][i] for i in rows], tok, features,
+                batch = data.collate([examples[task][i] for i in chosen], tok, features,
                                      task_names=config.task_names, boxes=config.boxes,
                                      seed_key=(config.seed, epoch)).to(device_of(config))
                 with autocast(config):
@@ -429,7 +450,7 @@ def read_run(folder: str) -> Config:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {folder} is no run folder")
-    content = data.read_json(path)
+    content = records.read_json(path)
     known = {f.name for f in fields(Config)}
     if not isinstance(content, dict) or (odd := content.keys() ^ known):
         raise ValueError(f"{path} is no configuration of this version: its fields should be those "

@@ -10,6 +10,7 @@ from safetensors import safe_open
 import adapters
 import data
 import model
+import rows
 import t5
 
 FOLDER = Path(__file__).parent / "golden"
@@ -141,7 +142,7 @@ def describe(g: SimpleNamespace) -> tuple[bool, adapters.Method]:
         gate = gate[0].removeprefix("use_encoder_adapter_gating_")
         row = f"{kind}+{GATING.get(gate, 'middleY')}"
         scale = flags.get("encoder_gating_scaling_factor", 1.0)
-        changes += [f"encoder.s={scale}", "mean=all"]
+        changes += [f"encoder.s={scale}"] + ["mean=all"] * row.endswith("small")
     if kind in ("adapter", "compacter", "hyperformer"):
         changes += [f"reduction={flags.get('reduction_factor', 4)}"]
     for flag, field in (("adapter_down_dim", "r"), ("adapter_gating_down_dim", "g"),
@@ -150,7 +151,7 @@ def describe(g: SimpleNamespace) -> tuple[bool, adapters.Method]:
                         ("lora_dim", "r"), ("encoder_prompt_len", "length"), ("mid_dim", "mid")):
         if flag in flags:
             changes.append(f"{field}={flags[flag]}")
-    return is_t5, adapters.row(row, is_t5, ",".join(changes))
+    return is_t5, rows.row(row, is_t5, ",".join(changes))
 
 
 def build(g: SimpleNamespace) -> model.VLModel:

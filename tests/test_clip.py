@@ -6,14 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import clip_encoder
 import weights
-from clip_encoder import HUGGING_FACE, Features, ViT, extract, pixels
+from clip_encoder import HUGGING_FACE, ViT, decode, pixels
 
 GOLDEN = weights.Path(__file__).parent / "golden"
 VISION = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
@@ -165,6 +164,15 @@ def test_randomized(vit):
     assert not close(other.encode(x), vit.encode(x), 1e-2)
 
 
+def test_fingerprint_knows_every_weight(vit):
+    before, other = clip_encoder.fingerprint(vit), ViT(**vit.config)
+    other.load_state_dict(vit.state_dict())
+    assert clip_encoder.fingerprint(other) == before
+    with torch.no_grad():
+        other.blocks[1].down.bias[3] += 1e-3
+    assert clip_encoder.fingerprint(other) != before
+
+
 # --------------------------------------------------------------------------------- what goes wrong
 
 @pytest.mark.parametrize("change, words", [
@@ -241,99 +249,11 @@ def test_pixels_unknown_resize():
         pixels(picture(8, 8), 8, "pad")
 
 
-# -------------------------------------------------------------------------------------- extraction
-
-@pytest.fixture
-def folder(tmp_path):
-    """Seven pictures in two folders, and a file that is none."""
-    (tmp_path / "in" / "deep").mkdir(parents=True)
-    for i, name in enumerate(("b.png", "a.PNG", "deep/c.jpg", "e.jpeg", "d.png", "f.png", "g.png")):
-        picture(30 + i, 26, i).save(tmp_path / "in" / name)
-    (tmp_path / "in" / "notes.txt").write_text("no picture")
-    return tmp_path / "in"
-
-
-@pytest.mark.parametrize("resize", ["stretch", "crop"])
-def test_extract(vit, folder, tmp_path, resize):
-    out = tmp_path / "packed" / "features.safetensors"
-    assert extract(vit, folder, out, resize, batch=3) == []
-    features = Features(out)
-    assert sorted(features.ids) == list("abcdefg") and len(features) == 7 and features.width == 32
-    assert features.settings == {"grid": 6, "resize": resize, "size": 24, "skipped": [],
-                                 "clip": clip_encoder.fingerprint(vit)}
-    got = features.stack(["c", "a", "c"])
-    assert got.dtype == torch.float32 and got.shape == (3, 36, 32)
-    want = [pixels(Image.open(folder / name), 24, resize) for name in ("deep/c.jpg", "a.PNG")]
-    assert close(got[:2], vit.encode(torch.stack(want)), 5e-3)                              # fp16
-    assert torch.equal(got[0], got[2])
-    with safe_open(out, "pt") as file:                        # safetensors' own reader takes it
-        assert file.get_slice("features").get_dtype() == "F16"
-        assert torch.equal(file.get_tensor("features")[features.ids.index("a")].float(), got[1])
-    assert [p.name for p in out.parent.iterdir()] == [out.name]
-    with pytest.raises(ValueError, match="features.safetensors.*'zebra'"):
-        features.stack(["a", "zebra"])
-
-
-def break_pictures(folder):
-    whole = (folder / "d.png").read_bytes()
-    (folder / "d.png").write_bytes(whole[:len(whole) // 2])
-    (folder / "bad \" é.jpg").write_bytes(b"nothing")
-
-
-def test_a_broken_picture_stops(vit, folder, tmp_path):
-    break_pictures(folder)
-    with pytest.raises(ValueError, match="bad.*skip"):
-        extract(vit, folder, tmp_path / "out" / "f.safetensors")
-    assert list((tmp_path / "out").iterdir()) == []
-
-
-@pytest.mark.parametrize("batch", [1, 2, 64])
-def test_a_broken_picture_is_skipped(vit, folder, tmp_path, batch):
-    extract(vit, folder, tmp_path / "whole.safetensors")
-    break_pictures(folder)
-    skipped = extract(vit, folder, tmp_path / "f.safetensors", batch=batch, on_error="skip")
-    features, whole = Features(tmp_path / "f.safetensors"), Features(tmp_path / "whole.safetensors")
-    assert skipped == [str(folder / "bad \" é.jpg"), str(folder / "d.png")]
-    assert sorted(features.ids) == list("abcefg") and features.settings["skipped"] == skipped
-    assert close(features.stack(list("abcefg")), whole.stack(list("abcefg")), 5e-3)
-
-
-def test_extract_refuses(vit, folder, tmp_path):
-    for kwargs, words in ((dict(resize="pad"), "pad"), (dict(on_error="ask"), "ask"),
-                          (dict(batch=0), "0")):
-        with pytest.raises(ValueError, match=words):
-            extract(vit, folder, tmp_path / "f.safetensors", **kwargs)
-    picture(9, 9).save(folder / "deep" / "a.png")
-    with pytest.raises(ValueError, match="a.PNG and .*deep.a.png"):
-        extract(vit, folder, tmp_path / "f.safetensors")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty holds no pictures"):
-        extract(vit, tmp_path / "empty", tmp_path / "f.safetensors")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        extract(vit, tmp_path / "nowhere", tmp_path / "f.safetensors")
-    weights.write(tmp_path / "f.safetensors", {"other": torch.zeros(1)})
-    with pytest.raises(ValueError, match="clip_encoder.py"):
-        Features(tmp_path / "f.safetensors")
-
-
-def test_fingerprint_knows_every_weight(vit):
-    before, other = clip_encoder.fingerprint(vit), ViT(**vit.config)
-    other.load_state_dict(vit.state_dict())
-    assert clip_encoder.fingerprint(other) == before
-    with torch.no_grad():
-        other.blocks[1].down.bias[3] += 1e-3
-    assert clip_encoder.fingerprint(other) != before
-
-
-def test_command_line(published, folder, tmp_path, capsys):
-    args = ["--clip", str(published[0]), "--images", str(folder), "--out", str(tmp_path / "f.st")]
-    assert clip_encoder.main([*args, "--batch", "4"]) == 0
-    assert len(Features(tmp_path / "f.st")) == 7
-    break_pictures(folder)
-    capsys.readouterr()
-    assert clip_encoder.main(args) == 1
-    assert "bad" in capsys.readouterr().err.splitlines()[-1]
-    assert clip_encoder.main([*args, "--on-error", "skip"]) == 0
-    assert "2 unreadable" in capsys.readouterr().err
-    assert clip_encoder.main(["--clip", "nowhere", *args[2:]]) == 1
-    assert "nowhere" in capsys.readouterr().err
+def test_decode_says_what_is_wrong(tmp_path):
+    picture(8, 8).save(tmp_path / "a.png")
+    assert torch.equal(decode(tmp_path / "a.png", 8, "stretch"), pixels(picture(8, 8), 8))
+    whole = (tmp_path / "a.png").read_bytes()
+    for broken in (b"", b"nothing", whole[:len(whole) // 2]):
+        (tmp_path / "a.png").write_bytes(broken)
+        assert isinstance(decode(tmp_path / "a.png", 8, "stretch"), str)
+    assert "FileNotFoundError" in decode(tmp_path / "b.png", 8, "stretch")

@@ -10,9 +10,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-import adapters
 import interchange
 import model
+import rows
 import t5
 import train
 import weights
@@ -50,7 +50,7 @@ def theirs(folder):
 def ours(folder, method, changes="", seed=1, tasks=()):
     """Our model with the row; everything that it trains is random."""
     m = model.VLModel(t5.load(folder), tiny.WIDTH)
-    m.install(adapters.row(method, kind_of(folder) == "t5", changes), tasks)
+    m.install(rows.row(method, kind_of(folder) == "t5", changes), tasks)
     return randomize(m, seed).eval()
 
 
@@ -295,7 +295,7 @@ def test_a_run_is_exported(published, tmp_path, monkeypatch):
     config = train.Config(method="lora", set="r=4,alpha=6", tasks="vqa,gqa", lm=str(published))
     lm = t5.load(published)
     m = model.VLModel(lm.resize(model.vocabulary(lm.config)), 7)
-    m.install(adapters.row("lora", lm.config.is_t5, config.set), ("vqa", "gqa"))
+    m.install(rows.row("lora", lm.config.is_t5, config.set), ("vqa", "gqa"))
     m.eval()
     path = tmp_path / "run" / "adapter.safetensors"
     weights.write(path, randomize(m, 1).trained(), {"config": json.dumps(vars(config))})

@@ -1,178 +1,282 @@
-"""One suite over every row of adapters.py, in both dialects: what a tuning method must do."""
+"""What must every tuning method do? One suite over every row of adapters.py, in both dialects.
+
+Rows with something for each task run with one task and with four. The others run in batches of four
+tasks only: they hold nothing for a task, so that one task would build and test the same modules.
+vlpet-G is adapter+G by another name (held below) and is not run twice.
+
+    python -m pytest tests/test_methods.py
+"""
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import adapters
 import model
+import rows
 import weights
+from model import TASKS
 
-PAIRS = [(row, kind) for kind in tiny.KINDS for row in adapters.methods(kind == "t5")]
-every_row = pytest.mark.parametrize("row, kind", PAIRS)
+# A row of our own in the suite -> the row and its changes; what fits the rows into a tiny model.
+OWN = {"adapter-half-shared-up": ("adapter-half-shared", "per_task=up")}
+FIT = {"prompt": "length=3,mid=6", r"t5 compacter\+": "decoder.cross_attn.v.r=4"}
+BY_TASK = re.compile("multiple|half|hyper")
+EVERY = [(kind, name, K) for kind in tiny.KINDS for name in (*adapters.methods(kind == "t5"), *OWN)
+         for K in ((1, 4) if BY_TASK.search(name) else (4,)) if not name.startswith("vlpet-")]
+every_row = pytest.mark.parametrize("kind, name, K", EVERY)
+every_row_by_task = pytest.mark.parametrize("kind, name", [
+    (kind, name) for kind, name, K in EVERY if K == 1])
+every_kind = pytest.mark.parametrize("kind", tiny.KINDS)
 
 
-def build(row, kind, seed=0, **changes):
-    return tiny.model(kind, adapters.row(row, kind == "t5", **changes), seed)
+def row(kind, name, changes=""):
+    fit = [text for at, text in FIT.items() if re.search(at, f"{kind} {name}")]
+    name, own = OWN.get(name, (name, ""))
+    return rows.row(name, kind == "t5", ",".join([*fit, own, changes]))
+
+
+def build(kind, name, K=4, changes="", seed=0):
+    return tiny.model(kind, row(kind, name, changes), seed, TASKS[:K]).eval()
+
+
+def awake(kind, name, K=4, changes="", std=0.15):
+    """A model whose added modules all matter, and differ from task to task."""
+    m = build(kind, name, K, changes)
+    for tune in filter(None, (*(place.tune for place in m.installed.values()), m.hyper)):
+        tiny.randomize(tune, 1, std)
+    return m
+
+
+def snapshot(m):
+    return {n: t.clone() for n, t in m.state_dict().items()}
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, atol=atol, rtol=atol)
 
 
 # ------------------------------------------------------------------------------------ counts
-# spec/methods.md, to the last digit: (lm, features) -> row -> (trainable, total).
+# Every number of the papers' tables: row and changes, trainable / total = percent.
 
-BART, VIDEO, T5 = ("bart-base", 2048), ("bart-base", 512), ("t5-base", 2048)
-COUNTS = {
-    BART: {"full": (141_156_864, 141_156_864), "adapter": (6_081_600, 145_606_464),
-           "vlpet-small": (4_291_020, 143_845_068), "vlpet-middleX": (4_281_804, 143_835_852),
-           "vlpet-middleY": (4_281_792, 143_835_840), "vlpet-large": (6_052_416, 145_606_464),
-           "frozen": (1_582_848, 141_156_864), "norms": (1_632_000, 141_156_864)},
-    VIDEO: {"full": (139_977_216, 139_977_216), "adapter": (4_901_952, 144_426_816),
-            "vlpet-small": (3_111_372, 142_665_420), "vlpet-middleX": (3_102_156, 142_656_204),
-            "vlpet-middleY": (3_102_144, 142_656_192), "vlpet-large": (4_872_768, 144_426_816)},
-    T5: {"full": (224_540_160, 224_540_160), "adapter": (19_333_632, 242_292_480),
-         "vlpet-small": (10_518_168, 233_457_816), "vlpet-middleX": (10_499_736, 233_439_384),
-         "vlpet-middleY": (10_499_712, 233_439_360), "vlpet-large": (17_582_208, 240_521_856)},
-}
+COUNTS = {"bart-base 2048": """
+    full 141,156,864 / 141,156,864 = 100            bitfit 1,708,800 / 141,156,864 = 1.2106
+    adapter 6,081,600 / 145,606,464 = 4.1767        hyperformer 8,579,088 / 148,103,952 = 5.7926
+    adapter-multiple 19,430,400 / 158,955,264 = 12.2238
+    adapter-half-shared 12,725,760 / 152,250,624 = 8.3584
+    adapter-half-shared per_task=up - / - = 8.39    compacter 3,870,240 / 143,395,104 = 2.6990
+    compacter-multiple 10,584,960 / 150,109,824 = 7.0515
+    lora 8,786,688 / 148,234,752 = 5.9275     lora-multiple 30,020,352 / 169,468,416 = 17.7144
+    prompt 2,843,936 / 142,417,952 = 1.9969   prompt-multiple 6,627,200 / 146,201,216 = 4.5329
+    vlpet-small 4,291,020 / 143,845,068 = 2.9831    vlpet-middleX 4,281,804 / 143,835,852 = 2.9769
+    vlpet-middleY 4,281,792 / 143,835,840 = 2.9769  vlpet-large 6,052,416 / 145,606,464 = 4.1567
+    compacter+small 2,964,204 / 142,518,252 = 2.0799
+    compacter+middleX 2,954,988 / 142,509,036 = 2.0735
+    compacter+middleY 2,954,976 / 142,509,024 = 2.0735
+    compacter+large 4,725,600 / 144,279,648 = 3.2753
+    frozen 1,582,848 / 141,156,864 = 1.1213         norms 1,632,000 / 141,156,864 = 1.1562
+    vlpet-large decoder=none 5,162,496 / - = 3.5673
+    vlpet-large encoder=none,open=none 2,472,768 / 142,046,784 = 1.7408
+    vlpet-large gate=none 4,272,576 / 143,826,624 = 2.9706
+    vlpet-large decoder=none,decoder.self_attn=adapter,decoder.cross_attn=adapter,\
+decoder.ffn=adapter 7,832,256 / 147,386,304 = 5.3141
+    """, "bart-base 512": """
+    full 139,977,216 / 139,977,216 = 100            bitfit 529,152 / 139,977,216 = 0.3780
+    adapter 4,901,952 / 144,426,816 = 3.3941        compacter 2,690,592 / 142,215,456 = 1.8919
+    lora 7,607,040 / 147,055,104 = 5.1729           prompt 1,664,288 / 141,238,304 = 1.1784
+    vlpet-small 3,111,372 / 142,665,420 = 2.1809    vlpet-middleX 3,102,156 / 142,656,204 = 2.1746
+    vlpet-middleY 3,102,144 / 142,656,192 = 2.1746  vlpet-large 4,872,768 / 144,426,816 = 3.3739
+    """, "t5-base 2048": """
+    full 224,540,160 / 224,540,160 = 100            hyperformer 8,534,544 / 231,493,392 = 3.6867
+    adapter 19,333,632 / 242,292,480 = 7.9795       adapter r=96 10,480,512 / 233,439,360 = 4.4896
+    adapter-multiple 37,178,112 / 260,136,960 = 14.2917
+    adapter-half-shared 23,768,832 / 246,727,680 = 9.6336
+    compacter 6,057,792 / 229,016,640 = 2.6451
+    compacter-multiple 19,487,232 / 242,446,080 = 8.0378
+    lora 18,170,112 / 241,128,960 = 7.5354          prompt 2,842,400 / 225,801,248 = 1.2588
+    vlpet-small 10,518,168 / 233,457,816 = 4.5054   vlpet-middleX 10,499,736 / 233,439,384 = 4.4978
+    vlpet-middleY 10,499,712 / 233,439,360 = 4.4978 vlpet-large 17,582,208 / 240,521,856 = 7.3100
+    """}
 
 
-@pytest.mark.parametrize("size", COUNTS, ids=str)
-def test_counts(size):
-    table = {name: counts for name, *counts in model.count_table(*size)}
-    assert table.keys() == adapters.methods(size is T5).keys()
-    for row, counts in COUNTS[size].items():
-        assert tuple(table[row]) == counts, row
+@pytest.mark.parametrize("size, cells", [*zip(COUNTS, (27, 10, 14))])
+def test_counts(size, cells):
+    lm, width = size.split()
+    table = re.findall(r"([a-z]\S+) +(\S+=\S+)?\s*([\d,-]+) / ([\d,-]+) = ([\d.]+)", COUNTS[size])
+    every = {(name, changes): rows.row(name, lm == "t5-base", changes)
+            for name, changes, *_ in table}
+    assert len(table) == len(every) == cells
+    found = {key: counts for key, *counts in model.count_table(lm, int(width), every)}
+    for *key, trainable, total, percent in table:
+        got = found[tuple(key)]
+        assert trainable in ("-", f"{got[0]:,}") and total in ("-", f"{got[1]:,}"), key
+        assert f"{100 * got[0] / got[1]:.{len(percent.partition('.')[2])}f}" == percent, key
 
 
-def test_count_table_names_an_unknown_size():
-    with pytest.raises(ValueError, match="no preset 'bart-huge'; there are bart-base"):
-        model.count_table("bart-huge", 2048)
+def test_the_table_has_every_row():
+    """By these names; T5 has no biases to open."""
+    rows = {*("frozen norms full bitfit adapter adapter-multiple adapter-half-shared compacter "
+              "compacter-multiple hyperformer lora lora-multiple dora ia3 prompt prompt-multiple"
+              ).split(), *(f"{base}{gate}" for gate in GATES
+                           for base in ("adapter+", "compacter+", "vlpet-"))}
+    for kind, names in (("bart", rows), ("t5", rows - {"bitfit"})):
+        table = adapters.methods(kind == "t5")
+        assert table.keys() == names
+        assert all(table[f"vlpet-{gate}"] == table[f"adapter+{gate}"] for gate in GATES)
 
 
 # ------------------------------------------------------------------------------------ ownership
+# The papers' recipes: which parameters stand at which places, and what else is trained.
 
-GATES = {"small": ("w.weight", "w.bias"), "middleX": ("w.weight", "w.bias"), "middleY": ("z",),
-         "large": ("net.down.weight", "net.down.bias", "net.up.weight", "net.up.bias")}
-BOTTLENECK = ("net.down.weight", "net.down.bias", "net.up.weight", "net.up.bias")
-SUBLAYERS = [f"lm.{stack}.blocks.{i}.{sub}" for i in (0, 1) for stack, subs in (
-    ("encoder", ("self_attn", "ffn")), ("decoder", ("self_attn", "cross_attn", "ffn")))
-    for sub in subs]
+STACKS = {"encoder": ("self_attn", "ffn"), "decoder": ("self_attn", "cross_attn", "ffn")}
+SUBLAYERS = [f"lm.{stack}.blocks.{i}.{sub}" for stack in STACKS for i in (0, 1)
+             for sub in STACKS[stack]]
+ENCODER = [p for p in SUBLAYERS if "encoder" in p]
+ATTENTION, FFN = ([p for p in SUBLAYERS if p.endswith(end)] for end in ("attn", "ffn"))
+VALUE = [f"{p}.f.v" for p in SUBLAYERS if p.endswith("cross_attn")]
+AFFINE = [f"{part}.{w}" for part in ("down", "up") for w in ("weight", "bias")]
+DENSE, LORA = [f"net.{w}" for w in AFFINE], ["net.down.weight", "net.up.weight"]
+GATES = {"small": ["w.weight", "w.bias"], "middleX": ["w.weight", "w.bias"], "middleY": ["z"],
+         "large": DENSE}
+QV = [f"{p}.f.{w}" for p in ATTENTION for w in "qv"]
+RECIPES = {
+    "adapter": (SUBLAYERS, DENSE), "lora": (QV, LORA), "dora": (QV, [*LORA, "m"]),
+    "compacter": (SUBLAYERS, [f"net.{part}.{w}" for part in ("down", "up")
+                              for w in ("R", "W", "bias")]),
+    "ia3": ([f"{p}.f.{w}" for p in ATTENTION for w in "kv"] + [f"{p}.f.hidden" for p in FFN],
+            ["gate.z"]),
+    "prompt": (["lm.encoder"], ["E", *(f"{m}.{w}" for m in ("W1", "W2") for w in ("weight",
+                                                                                "bias"))]),
+}
+OPENS = dict(norms="norms", full="all", bitfit="biases", adapter="norms", compacter="norms",
+             hyperformer="norms", lora="biases", dora="biases")
 
 
-def norms(kind, stack):
+def norms(kind, *stacks):
     """A T5 stack ends with a norm and its norms have no bias; a BART stack begins with one."""
-    places = [f"{name}.norm" for name in SUBLAYERS if f".{stack}." in name]
-    places.append(f"lm.{stack}.norm" if kind == "t5" else f"lm.{stack}.embed_norm")
-    return {f"{p}.{w}" for p in places for w in ("weight", "bias")[:1 + (kind == "bart")]}
+    found = [f"{p}.norm" for p in SUBLAYERS if p.split(".")[1] in stacks]
+    found += [f"lm.{s}.{'norm' if kind == 't5' else 'embed_norm'}" for s in stacks]
+    return {f"{p}.{w}" for p in found for w in ("weight", "bias")[:1 + (kind == "bart")]}
 
 
-def trainable(row, kind, everything):
-    """The names that a row trains, by the papers' recipes."""
-    names = {f"visual.{n}.{w}" for n in ("feat", "box") for w in ("weight", "bias")}
-    names |= {f"visual.{n}_norm.{w}" for n in ("feat", "box")
-              for w in ("weight", "bias")[:1 + (kind == "bart")]}
-    names.add("visual.image.weight")
-    if row == "full":
-        names |= {n for n in everything if n.startswith("lm.")}
-    elif row == "norms" or row == "adapter" and kind == "bart":
-        names |= norms(kind, "encoder") | norms(kind, "decoder")
-    if row == "adapter":
-        names |= {f"{place}.tune.{n}" for place in SUBLAYERS for n in BOTTLENECK}
-    if row.startswith("vlpet-"):
-        gate = [f"gate.{n}" for n in GATES[row.removeprefix("vlpet-")]]
-        names |= norms(kind, "encoder")
-        names |= {f"{place}.tune.{n}" for place in SUBLAYERS if ".encoder." in place
-                  for n in (*BOTTLENECK, *gate)}
-        names |= {f"lm.decoder.blocks.{i}.cross_attn.f.v.tune.{n}"
-                  for i in (0, 1) for n in BOTTLENECK}
-    return names
+def trainable(kind, name, K, everything):
+    """The names that a row trains, written from the recipes."""
+    family, shared, gate = re.fullmatch(r"(\w+)-?([a-z-]*)\+?(\w*)", name).groups()
+    opens = ("encoder.norms" if gate else OPENS.get(family)
+             if kind == "bart" or name in ("norms", "full") else None)
+    names = {"visual.image.weight"} | {
+        f"visual.{n}{w}" for n in ("feat", "box")
+        for w in (".weight", ".bias", "_norm.weight", "_norm.bias")[:3 + (kind == "bart")]}
+    names |= {
+        None: set(), "all": {n for n in everything if n.startswith("lm.")},
+        "norms": norms(kind, *STACKS), "encoder.norms": norms(kind, "encoder"),
+        "biases": {n for n in norms("bart", *STACKS) if n.endswith("bias")}
+        | {f"{p}.f.{w}.bias" for p in SUBLAYERS for w in (("wi", "wo") if p in FFN else "qkvo")},
+    }[opens]
+    at, own = RECIPES.get(family, ([], []))
+    if gate:
+        at = ENCODER + VALUE
+        names |= {f"{p}.tune.gate.{n}" for p in ENCODER for n in GATES[gate]}
+    if shared == "multiple":
+        own = [f"{task}.{n}" for task in TASKS[:K] for n in own]
+    elif shared:
+        half = "net.up." if shared.endswith("up") else "net.down."
+        own = [n.replace(half, f"{half}{task}.") for task in TASKS[:K] for n in own]
+    if name == "hyperformer":
+        names |= {f"hyper.tasks.{task}" for task in TASKS[:K]}
+        names |= {f"hyper.stacks.{stack}.{n}" for stack, subs in STACKS.items() for n in (
+            "layers", *(f"{m}.{w}" for w in ("weight", "bias") for m in (
+                "W1", "W2", "norm", *(f"make.{sub}.{i}" for sub in subs for i in range(4)))))}
+    return names | {f"{p}.tune.{n}" for p in at for n in own}
 
 
 @every_row
-def test_trainable_names(row, kind):
-    m = build(row, kind)
+def test_trainable_names(kind, name, K):
+    m = build(kind, name, K)
     names = [n for n, _ in m.named_parameters(remove_duplicate=False)]
     found = {n for n, p in m.named_parameters() if p.requires_grad}
-    assert found == trainable(row, kind, names) == m.trained().keys()
+    assert found == trainable(kind, name, K, names) == m.trained().keys()
     owners = [id(p) for _, p in m.named_parameters(remove_duplicate=False)]
     assert len(set(owners)) == len(owners)                    # one parameter, one name, one owner
-    part = dict((name, numbers) for name, *numbers in m.counts())
+    part = {part: counts for part, *counts in m.counts()}
     assert part["all"] == [sum(p.numel() for p in m.parameters() if p.requires_grad),
                            sum(p.numel() for p in m.parameters())]
-    assert part["all"] == [sum(c) for c in zip(*(v for k, v in part.items() if k != "all"))]
+    assert part.pop("all") == [sum(c) for c in zip(*part.values())]
+    assert part["method"] == [sum(p.numel() for n, p in m.named_parameters()
+                                  if ".tune." in n or n.startswith("hyper."))] * 2
 
 
-def train(m, b, steps=3):
-    """AdamW steps in train mode; the gradients of the last one stay."""
-    m.train()
-    torch.manual_seed(0)
-    optimizer = torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-2)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        m.loss(b).backward()
-        optimizer.step()
-    m.eval()
+# ------------------------------------------------------------------------------------ the start
 
-
-@every_row
-def test_training_and_removal(row, kind):
-    """Trains exactly what it should; taken out, the language model is what it was."""
-    b, base = tiny.batch(kind), tiny.lm(kind)
-    m = build(row, kind)
-    before = {n: t.clone() for n, t in m.state_dict().items()}
-    train(m, b)
-    trained = m.trained().keys()
-    for name, t in m.state_dict().items():
-        assert torch.equal(t, before[name]) == (name not in trained), name
-    for name, p in m.named_parameters():
-        # T5's VL-PET starts at zero: what feeds a zero up-projection has a gradient from the second
-        # step on, so these are the third's. BART: no gradient reaches a key's bias in theory.
-        if name in trained:
-            assert p.grad.isfinite().all() and (p.grad.any() or name.endswith("f.k.bias")), name
-        else:
-            assert p.grad is None, name
-    with torch.no_grad():
-        assert not torch.equal(m.lm(b.input_ids, b.labels), base(b.input_ids, b.labels)) or (
-            row == "frozen")
-        m.remove()
-        assert tiny.same_state(m.lm.state_dict(), base.state_dict())
-        assert torch.equal(m.lm(b.input_ids, b.labels), base(b.input_ids, b.labels))
-    assert not any(p.requires_grad for p in m.parameters())
-    m.install(adapters.row(row, kind == "t5"))
-    assert m.trained().keys() == trained
+# "dialect row parameter" -> N(0, s), U(-bound, bound), zero or one; the first that fits holds.
+# (fan: 1 / sqrt(inputs), which is PyTorch's default and Kaiming's law with a = sqrt 5.)
+LAWS = [
+    (r"norm\.weight$", "one"), (r"norm\.bias$", "zero"),
+    (r"hyper\.tasks", 1.0), (r"^t5 .*( E|layers|image\.weight)$", 1.0),
+    (r"( E|layers|image\.weight)$", 0.02), (r" hyper\..*bias$", "zero"), (r"^t5 .* hyper\.", 0.01),
+    (r"\.R$", 0.01), (r"^t5 \w+\+.* (gate\.)?(net\.up|[wz]$|w\.)", "zero"), (r"ia3 gate", "zero"),
+    (r"ora\S* net\.up", "zero"), (r"compacter\S* net\.\w+\.bias", "zero"), (r"\.W$", "xavier"),
+    (r"ora\S* net\.down", "fan"), (r"^t5", "fan"), (r"bias$", "zero"), (r"", 0.02),
+]
 
 
 @every_row
-def test_saved_and_loaded(row, kind, tmp_path):
-    b, path = tiny.batch(kind), tmp_path / "adapter.safetensors"
-    m = build(row, kind)
-    train(m, b, 2)
-    weights.write(path, m.trained())
-    assert set(weights.read(path)) == trainable(row, kind, dict(m.named_parameters()))
-    again = build(row, kind, seed=1)
-    with torch.no_grad():
-        want = m(b)
-        assert not torch.equal(again(b), want)
-        again.load_trained(path)
-        assert torch.equal(again(b), want)
-    other = build("frozen" if row != "frozen" else "norms", kind)
-    with pytest.raises(ValueError, match="adapter.safetensors cannot be loaded.*(visual|norm)"
-                       if row == "frozen" else "adapter.safetensors.*unexpected: lm"):
-        other.load_trained(path)
+def test_initial_laws(kind, name, K):
+    """What is added is drawn from the papers' laws: alike parameters of all places together."""
+    params = build(kind, name, K).trained()
+    groups = {}
+    for n, p in params.items():
+        if n.startswith("lm.") and ".tune." not in n or n.endswith(".tune.m"):
+            continue                                       # the backbone's; DoRA's |W|
+        short = ".".join(w for w in n.rpartition(".tune.")[2].split(".") if w not in TASKS)
+        law = next(law for at, law in LAWS if re.search(at, f"{kind} {name} {short}"))
+        scale = {"fan": params.get(re.sub("bias$", "weight", n), p).size(-1) ** -0.5,
+                 "xavier": 2 ** 0.5 * (6 / sum(p.shape[-2:])) ** 0.5}.get(law, law)
+        scale = 1.0 if isinstance(scale, str) else scale
+        groups.setdefault((short, law), []).append((p / scale).flatten())
+    for (short, law), drawn in groups.items():
+        drawn = torch.cat(drawn)
+        if law in ("zero", "one"):
+            assert (drawn == float(law == "one")).all(), short
+            continue
+        std, slack = (3 ** -0.5, 2.5) if isinstance(law, str) else (1.0, 4.0)
+        slack *= std * len(drawn) ** -0.5
+        assert (drawn.square().mean().sqrt() - std).abs() < slack, (short, law)
+        assert drawn.mean().abs() < 2 * slack, (short, law)
+        assert (drawn.abs().max() <= 1) == isinstance(law, str) or len(drawn) < 50, (short, law)
 
 
-@every_row
-def test_bf16_is_finite(row, kind):
-    b, m = tiny.batch(kind), build(row, kind)
-    with torch.autocast("cpu", torch.bfloat16):
-        m.loss(b).backward()
-    assert all(p.grad.isfinite().all() for p in m.parameters() if p.requires_grad)
-    m, b.feats, b.boxes = m.to(torch.bfloat16), b.feats.bfloat16(), b.boxes.bfloat16()
-    with torch.no_grad():
-        assert m(b).dtype == torch.bfloat16 and m(b).isfinite().all()
+@every_kind
+def test_start(kind):
+    """LoRA, DoRA and (IA)3 start as nothing at all; VL-PET at s G h with G = 1/2, middleY 1."""
+    b = tiny.mixed(kind)
+    frozen = build(kind, "frozen")(b)
+    for name in ("lora", "lora-multiple", "dora", "ia3"):
+        close(build(kind, name)(b), frozen, 2e-6)
+    for name in [f"{base}+{gate}" for base in ("adapter", "compacter") for gate in GATES]:
+        for path, place in build(kind, name).installed.items():
+            h = torch.randn(3, 5, getattr(place, "out_features", 32))
+            share = 1.0 if "decoder" in path else (1.0 if kind == "bart" else 0.3) * (
+                1.0 if "middleY" in name else 0.5)
+            moved = place.tune(h, torch.randn(3, 5, 32), None) - share * h
+            assert moved.abs().max() < 1e-6 if kind == "t5" else 0 < moved.abs().mean() < 0.1
+
+
+@every_kind
+def test_installed_modules_follow_the_mode_of_the_model(kind):
+    """Installed on a model in eval mode, LoRA drops nothing."""
+    m = tiny.model(kind)
+    assert not m.training
+    m.install(row(kind, "lora"))
+    assert not any(module.training for module in m.modules())
 
 
 # ------------------------------------------------------------------------------------ formulas
+# Written from the papers, for one example of one task.
 
 def gelu_t(z):
     return 0.5 * z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z ** 3)))
@@ -182,131 +286,549 @@ def sigmoid(z):
     return 1 / (1 + torch.exp(-z))
 
 
-def affine(w, name, x):
-    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+def affine(w, name, z):
+    """z M + b, M a sum of Kronecker products or a Linear's transposed weight."""
+    M = (sum(torch.kron(*pair) for pair in zip(w[f"{name}.R"], w[f"{name}.W"]))
+         if f"{name}.R" in w else w[f"{name}.weight"].T)
+    return z @ M + w.get(f"{name}.bias", 0)
 
 
-def oracle(row, kind, site, w, h, x, mask):
-    """h' of a site, written from the spec's formulas; w: the module's tensors."""
-    def bottleneck(name, z):
-        return affine(w, f"{name}.up", gelu_t(affine(w, f"{name}.down", z)))
-    if site == "decoder.cross_attn.v":
-        return h + bottleneck("net", x)
-    H = h + bottleneck("net", h)
-    if row == "adapter":
-        return H
-    G = {"large": lambda: sigmoid(bottleneck("gate.net", x)),
+def bottleneck(w, name, z):
+    return affine(w, f"{name}.up", gelu_t(affine(w, f"{name}.down", z)))
+
+
+def generated(w, task, path):
+    """Hyperformer: D, b_D, U, b_U of a task at lm.<stack>.blocks.<i>.<sub>."""
+    _, stack, _, i, sub = path.split(".")
+    e = torch.cat([w[f"tasks.{task}"], w[f"stacks.{stack}.layers"][int(i)]])
+    w = {n.removeprefix(f"stacks.{stack}."): t for n, t in w.items()}
+    c = affine(w, "W2", affine(w, "W1", e).clamp(min=0))
+    c = (c - c.mean()) / ((c - c.mean()).square().mean() + 1e-6).sqrt()
+    c = c * w["norm.weight"] + w["norm.bias"]
+    return {n: affine(w, f"make.{sub}.{j}", c).view(shape)
+            for j, (n, shape) in enumerate(zip(DENSE, ((4, 32), (4,), (32, 4), (32,))))}
+
+
+def oracle(kind, name, path, place, w, h, x, real):
+    """h' (S, D) of one example at a place; w: its task's tensors; real: not padding."""
+    family, gate = re.match(r"(\w+)[^+]*\+?(\w*)", name).groups()
+    if family == "prompt":
+        return affine(w, "W2", torch.tanh(affine(w, "W1", w["E"])))
+    if family == "ia3":
+        return (1 + w["gate.z"]) * h
+    if family in ("lora", "dora"):
+        BA = 32 / (150 if kind == "t5" else 128) * w["net.up.weight"] @ w["net.down.weight"]
+        if family == "lora":
+            return h + x @ BA.T
+        V, b = place.weight + BA, 0 if place.bias is None else place.bias
+        length = V.square().sum(1).sqrt().detach()            # section 4.3: a constant
+        return x @ (w["m"][:, None] * V / length[:, None]).T + b
+    if gate and "decoder" in path:
+        return h + bottleneck(w, "net", x)
+    H = h + bottleneck(w, "net", h)
+    G = {"": lambda: 1, "middleY": lambda: 1 + w["gate.z"],
+         "large": lambda: sigmoid(bottleneck(w, "gate.net", x)),
          "middleX": lambda: sigmoid(affine(w, "gate.w", x + H)),
-         "middleY": lambda: 1 + w["gate.z"],
-         "small": lambda: torch.stack([
-             sigmoid(affine(w, "gate.w", torch.cat([x, H], -1)[i, mask[i]])).mean(0, True)
-             for i in range(len(h))])}[row.removeprefix("vlpet-")]()
-    return (0.3 if kind == "t5" else 1.0) * G * H
-
-
-def sites(row, kind):
-    for site in adapters.methods(kind == "t5")[row].at:
-        m = build(row, kind)
-        for _, place in m.sites(site):
-            yield site, place.tune.double()
+         "small": lambda: sigmoid(affine(w, "gate.w", torch.cat([x, H], -1)[real])).mean(0)}[gate]()
+    return (0.3 if gate and kind == "t5" else 1.0) * G * H
 
 
 @every_row
-def test_formula(row, kind):
-    law = torch.Generator().manual_seed(0)
-    for site, tune in sites(row, kind):
-        tiny.randomize(tune, seed=1, std=0.5)
-        x = torch.randn(2, 5, 32, generator=law, dtype=torch.double)
-        h = torch.randn(2, 5, tune.net.up.out_features, generator=law, dtype=torch.double)
-        mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-        got = tune(h, x, adapters.Context(mask=mask))
-        torch.testing.assert_close(got, oracle(row, kind, site, tune.state_dict(), h, x, mask),
-                                   atol=1e-12, rtol=1e-12)
+def test_formula(kind, name, K):
+    """Of every installed module, and its gradients."""
+    m, law = awake(kind, name, K, std=0.4).double(), torch.Generator().manual_seed(0)
+    tasks = ("vqa", "nlvr" if K > 1 else "vqa", "vqa")
+    mask = torch.arange(5) < torch.tensor([[5], [3], [4]])
+    for path, place in m.installed.items():
+        x, h = (torch.randn(3, 5, getattr(place, f"{end}_features", 32), generator=law).double()
+                for end in ("in", "out"))
+        if isinstance(place, nn.Linear):
+            h = F.linear(x, place.weight, place.bias)
+        got = place.tune(h, x, replace(m.context(tasks, x.device), mask=mask))
+        w, want = dict((m.hyper or place.tune).named_parameters()), []
+        for i, task in enumerate(tasks):
+            own = generated(w, task, path) if m.hyper else {
+                ".".join(p for p in n.split(".") if p != task): t for n, t in w.items()}
+            want.append(oracle(kind, name, path, place, own, h[i], x[i], mask[i]))
+        want = torch.stack(want)
+        close(got, want, 1e-10)
+        c = torch.randn(want.shape, generator=law).double()
+        grads = [torch.autograd.grad((out * c).sum(), list(w.values()), allow_unused=True)
+                 for out in (got, want)]
+        assert [a is None for a in grads[0]] == [b is None for b in grads[1]]
+        close(*([g for g in both if g is not None] for both in grads), 1e-9)
+
+
+def test_lora_drops_x_alone():
+    m, x = awake("bart", "lora").train(), torch.randn(3, 5, 32)
+    place = m.installed[QV[0]]
+    torch.manual_seed(7)
+    got = place(x)
+    torch.manual_seed(7)
+    z, w = F.dropout(x, 0.1), place.tune.state_dict()
+    h = F.linear(x, place.weight, place.bias)
+    close(got, h + 32 / 128 * z @ w["net.down.weight"].T @ w["net.up.weight"].T)
+    assert (z == 0).any()
+
+
+@every_kind
+def test_heads_are_one_linear(kind):
+    """VL-PET's N_h = 4 heads of width r / 4, concatenated: the rows of the one down-projection."""
+    m, x = awake(kind, "adapter+large"), torch.randn(3, 5, 32)
+    assert {add.heads for site, add in m.method.at.items() if "encoder" in site} == {4}
+    for net in (m.installed[path].tune.net for path in ENCODER):
+        heads = zip(net.down.weight.chunk(4), net.down.bias.chunk(4))
+        z = torch.cat([gelu_t(F.linear(x, *head)) for head in heads], -1)
+        close(F.linear(z, net.up.weight, net.up.bias), net(x))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_kronecker(n, bias, monkeypatch):
+    """Few tokens go through two small products, many through the matrix; both are the sum."""
+    net = tiny.randomize(adapters.Kronecker(32, 8, n, bias=bias), std=1.0).double()
+    built, matrix = [], adapters.Kronecker.matrix
+    monkeypatch.setattr(adapters.Kronecker, "matrix", lambda self: built.append(1) or matrix(self))
+    for shape, times in (((1, 1), 0), ((3,), 0), ((8, 40), 1)):
+        M = sum(torch.kron(R, W) for R, W in zip(net.R, net.W))
+        x = torch.randn(*shape, 32).double()
+        got, want = net(x), x @ M + (net.bias if bias else 0)
+        assert len(built) == times
+        grads = [torch.autograd.grad(y.square().sum(), (net.R, net.W)) for y in (got, want)]
+        close((got, *grads[0]), (want, *grads[1]), 1e-10)
+
+
+@every_kind
+def test_what_a_site_hands_over(kind):
+    """h is what the frozen part gave, before dropout, residual and norm; x what it read."""
+    m, into, out, sites = build(kind, "frozen"), {}, {}, [*adapters.SUBLAYERS]
+    for site in adapters.SUBLAYERS:
+        sites += [f"{site}.{w}" for w in (("wi", "hidden", "wo") if "ffn" in site else "qkvo")]
+
+    class Half(nn.Module):
+        def forward(self, h, x, ctx):
+            return h * 0.5
+
+    def watch(module, key):
+        def note(_, args, y):
+            into[key], out[key] = args, y
+        module.register_forward_hook(note)
+
+    place = {site: next(m.sites(site))[1] for site in sites}
+    for site, at in place.items():
+        at.tune = Half()
+        watch(at.tune, site)
+        if site in adapters.SUBLAYERS:
+            watch(at, f"{site} whole")
+            watch(at.f, f"{site} f")
+    for training in (True, False):
+        m.train(training)(tiny.batch(kind))
+        for site, at in place.items():
+            h, x, _ = into[site]
+            if isinstance(at, nn.Linear):
+                assert torch.equal(h, F.linear(x, at.weight, at.bias))
+            elif site.endswith("hidden"):
+                wi, wo = (site.replace("hidden", w) for w in ("wi", "wo"))
+                assert torch.equal(h, (F.relu if kind == "t5" else F.gelu)(out[wi]))
+                assert torch.equal(x, into[wi][1])
+                assert training or torch.equal(into[wo][1], out[site])
+            else:
+                f, whole = f"{site} f", f"{site} whole"
+                assert torch.equal(h, out[f] if "ffn" in site else out[f][0])
+                assert torch.equal(x, into[whole][0])           # T5: not normalised
+                assert torch.equal(into[f][0], at.norm(x) if kind == "t5" else x)
+                y = x + out[site]
+                assert training or torch.equal(out[whole][0], y if kind == "t5" else at.norm(y))
+
+
+@every_kind
+@pytest.mark.parametrize("name", ["prompt", "prompt-multiple"])
+def test_prompt_stands_in_front(kind, name):
+    """[prompt | text | picture]: seen by all, without positions of its own (BART)."""
+    b, x, mask = tiny.mixed(kind), [], []
+    for m in (build(kind, "frozen"), awake(kind, name)):
+        m.lm.encoder.blocks[0].self_attn.register_forward_pre_hook(lambda _, args: x.append(args))
+        mask.append(m.encode(b)[1])
+    words = m.lm.shared(b.input_ids)
+    P = m.lm.encoder.tune(words, words, m.context(b.tasks, words.device))
+    close(x[1][0], torch.cat([m.lm.encoder.embed_norm(P) if kind == "bart" else P, x[0][0]], 1))
+    assert torch.equal(mask[1], F.pad(mask[0], (3, 0), value=True))
+
+
+# ------------------------------------------------------------------------------------ training
+
+def train(m, b, steps=3, by=None):
+    """Steps in train mode; the gradients of the last one stay."""
+    m.train()
+    torch.manual_seed(0)
+    by = by or torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], 1e-2,
+                                 weight_decay=0.1)
+    for _ in range(steps):
+        by.zero_grad()
+        m.loss(b).backward()
+        by.step()
+    m.eval()
+    return by
 
 
 @every_row
-def test_start(row, kind):
-    """The papers' first step: BART's weights N(0, 0.02) with G near 1/2; T5's VL-PET exactly at
-    0.3 G h with G = 1/2 (middleY 1), its adapters by PyTorch's law."""
-    law = torch.Generator().manual_seed(0)
-    for _, tune in sites(row, kind):
-        h, x = (torch.randn(2, 5, d, generator=law).double()
-                for d in (tune.net.up.out_features, 32))
-        out, gated = tune(h, x, None), tune.gate
-        share = 1.0 if gated is None else 1.0 if row == "vlpet-middleY" else 0.5
-        down = tune.net.down
-        if kind == "t5":
-            share *= 0.3 if gated is not None else 1.0
-            bound = down.in_features ** -0.5
-            if row == "adapter":
-                assert 0.9 * bound < down.weight.abs().max() <= bound and down.bias.any()
-                continue
-            torch.testing.assert_close(out, share * h, atol=1e-12, rtol=0)
+def test_training_and_removal(kind, name, K):
+    """Trains exactly what it should; taken out, the language model is what it was."""
+    b, base, m = tiny.mixed(kind, TASKS[:K]), tiny.lm(kind), build(kind, name, K)
+    before, trained = snapshot(m), m.trained().keys()
+    train(m, b)
+    for n, t in m.state_dict().items():
+        assert torch.equal(t, before[n]) == (n not in trained), n
+    for n, p in m.named_parameters():
+        # What feeds a zero up-projection has a gradient from the second step on, so these are the
+        # third's. In theory no gradient reaches a key's bias.
+        if n in trained:
+            assert p.grad.isfinite().all() and (p.grad.any() or n.endswith("f.k.bias")), n
         else:
-            assert 0.015 < down.weight.std() < 0.025 and not down.bias.any()
-            assert 0 < (out - share * h).abs().mean() < 0.1
-
-
-def test_reduction():
-    """Bottlenecks: T5's adapters d / 4, BART's d / 8, VL-PET's value module d / 8 on both."""
-    for kind, row, site, r in (("t5", "adapter", "encoder.ffn", 8),
-                               ("bart", "adapter", "encoder.ffn", 4),
-                               ("t5", "vlpet-large", "encoder.ffn", 8),
-                               ("t5", "vlpet-large", "decoder.cross_attn.v", 3),
-                               ("bart", "vlpet-large", "decoder.cross_attn.v", 4)):
-        (_, place), *_ = build(row, kind).sites(site)
-        assert place.tune.net.down.out_features == r
-    (_, place), *_ = build("vlpet-large", "bart", r=6, g=5).sites("encoder.ffn")
-    assert (place.tune.net.down.out_features, place.tune.gate.net.down.out_features) == (6, 5)
-
-
-@pytest.mark.parametrize("mean", ["real", "all"])
-@every_row
-def test_output_does_not_depend_on_the_batch(row, kind, mean):
-    """An example alone and beside a longer one; the published small gate fails this."""
-    m, b = build(row, kind, mean=mean), tiny.batch(kind, size=3)
-    for _, place in [s for site in m.method.at for s in m.sites(site)]:
-        tiny.randomize(place.tune)
-    length = int((b.input_ids[2] != m.lm.config.pad).sum())
+            assert p.grad is None, n
+    m.remove()
+    assert tiny.same_state(m.lm.state_dict(), base.state_dict())
     with torch.no_grad():
-        alone, together = m(tiny.rows(b, 2, length)), m(b)[2:]
-    assert torch.allclose(alone, together, atol=1e-5) == (
-        (row, mean) != ("vlpet-small", "all"))
+        assert torch.equal(m.lm(b.input_ids, b.labels), base(b.input_ids, b.labels))
+    assert not any(p.requires_grad for p in m.parameters())
+    m.requires_grad_(True)                                     # whatever was open before
+    m.install(row(kind, name), TASKS[:K])
+    assert m.trained().keys() == trained
 
 
-# ------------------------------------------------------------------------------------ errors
+@every_row_by_task
+def test_idle_tasks_stand_still(kind, name):
+    """Parameters, moments and decay; before they were ever trained, and after."""
+    m, b = build(kind, name), tiny.mixed(kind)
+    one = tiny.part(b, [i for i, t in enumerate(b.tasks) if t == "gqa"], m.lm.config.pad)
+    idle = {n: p for n, p in m.named_parameters() if p.requires_grad
+            and {*n.split(".")} & {"vqa", "nlvr", "caption"}}
+    assert len(idle) == 3 * sum("gqa" in n.split(".") for n in m.trained())
+
+    def state():
+        return {(n, k): torch.as_tensor(v).clone() for n, p in idle.items()
+                for k, v in {"": p.detach(), **by.state.get(p, {})}.items()}
+
+    by = train(m, one, 0)
+    for trained_before in (False, True):
+        start = state()
+        assert len(start) == len(idle) * (4 if trained_before else 1)     # step and two moments
+        train(m, one, 2, by)
+        assert tiny.same_state(state(), start) and all(p.grad is None for p in idle.values())
+        train(m, b, 2, by)
+        assert not any(torch.equal(p, start[n, ""]) for n, p in idle.items())
+
+
+@every_row
+def test_saved_and_loaded(kind, name, K, tmp_path):
+    b, path, m = tiny.mixed(kind, TASKS[:K]), tmp_path / "adapter.safetensors", build(kind, name, K)
+    train(m, b, 2)
+    weights.write(path, m.trained())
+    assert set(weights.read(path)) == trainable(kind, name, K, dict(m.named_parameters()))
+    again = build(kind, name, K, seed=1)
+    with torch.no_grad():
+        want = m(b)
+        assert not torch.equal(again(b), want)
+        again.load_trained(path)
+        assert torch.equal(again(b), want)
+    other = build(kind, "frozen" if name != "frozen" else "norms")
+    with pytest.raises(ValueError, match="adapter.safetensors cannot be loaded.*(visual|norm)"
+                       if name == "frozen" else "adapter.safetensors.*unexpected: (lm|hyper)"):
+        other.load_trained(path)
+
+
+@every_row
+def test_bf16_is_finite(kind, name, K):
+    b, m = tiny.mixed(kind, TASKS[:K]), build(kind, name, K)
+    with torch.autocast("cpu", torch.bfloat16):
+        m.loss(b).backward()
+    assert all(p.grad.isfinite().all() for p in m.parameters() if p.requires_grad)
+    m.to(torch.bfloat16)
+    with torch.no_grad():
+        assert m(b).dtype == torch.bfloat16 and m(b).isfinite().all()
+
+
+# ------------------------------------------------------------------------------------ batches
+
+def decoded(m, b):
+    """Greedy and beams, as lists without the padding behind the end."""
+    return [[[t for t in ids if t != m.lm.config.pad] for ids in
+             m.generate(b, beams=beams, max_length=8, no_repeat_ngram=0).tolist()]
+            for beams in (1, 3)]
+
+
+@every_row
+def test_mixed_batch(kind, name, K):
+    """Shuffled examples of all tasks equal the same examples task by task, and each one alone."""
+    m, b = awake(kind, name, K), tiny.mixed(kind, TASKS[:K])
+    loss, texts, together = m.loss(b), decoded(m, b), m(b)
+    by_task = [[i for i, t in enumerate(b.tasks) if t == task] for task in TASKS[:K]]
+    parts = [tiny.part(b, index, m.lm.config.pad) for index in by_task]
+    with torch.no_grad():
+        for i in range(len(b.tasks)):
+            alone = m(tiny.part(b, [i], m.lm.config.pad))
+            close(alone, together[[i], :alone.size(1)])
+        for part, index in zip(parts, by_task):
+            close(m(part), together[index, :part.labels.size(1)])
+            assert decoded(m, part) == [[text[i] for i in index] for text in texts]
+    losses, params = sum(map(m.loss, parts)), [p for p in m.parameters() if p.requires_grad]
+    close(loss, losses)
+    for a, b in zip(*(torch.autograd.grad(out, params) for out in (loss, losses))):
+        close(a, b, 1e-5 * max(1, b.abs().max().item()))
+
+
+@every_row
+def test_decoder(kind, name, K):
+    """No position depends on later tokens; step by step with a cache is the full forward."""
+    m, b = awake(kind, name, K), tiny.mixed(kind, TASKS[:K])
+    with torch.no_grad():
+        full = m(b)
+        _, mask, cache, ctx = m.encode(b)
+        steps = [m.lm.logits(m.lm.decode(ids[:, None], mask, cache, ctx))
+                 for ids in m.lm.shift_right(b.labels).T]
+        close(torch.cat(steps, 1), full)
+        b.labels[:, 2:] = 7
+        other = m(b)
+    close(other[:, :3], full[:, :3], 1e-6)
+    assert not torch.allclose(other[:, 3:], full[:, 3:], atol=1e-3)
+
+
+@pytest.mark.parametrize("changes, alike", [
+    ("mean=all", False),                              # as published: it averages over padding
+    ("decoder.cross_attn.v.gate=small,decoder.cross_attn.k=compacter+small", True),
+    ("per_task=all", True)])
+def test_small_gate(changes, alike):
+    """Allowed where a decoder reads the encoder's tokens; padding is left out there, too."""
+    m, b = awake("bart", "adapter+small", changes=changes), tiny.mixed("bart")
+    with torch.no_grad():
+        alone = torch.cat([m(tiny.part(b, [i], 1))[:, :2] for i in range(len(b.tasks))])
+        assert torch.allclose(alone, m(b)[:, :2], atol=1e-5) == alike
+
+
+# ------------------------------------------------------------------------------------ merging
+
+MERGED = [("lora", ""), ("lora", "matrix=kronecker"), ("lora-multiple", ""), ("dora", ""),
+          ("dora", "matrix=kronecker"), ("dora", "per_task=all"), ("ia3", ""),
+          ("ia3", "per_task=all"), ("lora", "gate=middleY,s=0.7"), ("lora", "encoder.ffn.wo=lora"),
+          ("ia3", "encoder.ffn.wo=lora")]
+UNMERGED = [(name, "", "sub-layer") for name in (
+    "adapter", "compacter", "adapter+large", "hyperformer", "adapter-multiple")] + [
+    (name, changes, "only what is linear in x") for name, changes in (
+        ("adapter+small", "encoder=none"), ("lora", "encoder.gate=large"), ("lora", "reads=h"),
+        ("lora", "per_task=up"))] + [
+    ("prompt", "", "lm.encoder cannot.*SoftPrompt"), ("lora", "decoder.ffn.hidden=lora", "hidden")]
+
+
+@pytest.mark.parametrize("name, changes", MERGED)
+@every_kind
+def test_merge_and_split(kind, name, changes):
+    """Merged equals unmerged; split restores everything, remove the base, bit for bit."""
+    m, base = awake(kind, name, changes=changes), tiny.lm(kind)
+    before = snapshot(m)
+    for task in ("gqa", "nlvr") if "per_task" in changes or "multiple" in name else (None,):
+        b = tiny.batch(kind, task or "vqa")
+        with torch.no_grad():
+            want, text = m(b), decoded(m, b)
+            m.merge(task)
+            assert not any(".tune." in n for n in m.state_dict())
+            close(m(b), want)
+        assert decoded(m, b) == text
+        with pytest.raises(ValueError, match="merged already: call split"):
+            m.merge(task)
+        m.split()
+        assert tiny.same_state(m.state_dict(), before) and torch.equal(m(b), want)
+    m.merge(task)
+    m.remove()
+    assert tiny.same_state(m.lm.state_dict(), base.state_dict())
+
+
+@pytest.mark.parametrize("name, changes, message", UNMERGED)
+def test_what_cannot_be_merged(name, changes, message):
+    m, b = awake("bart", name, changes=changes), tiny.batch("bart")
+    before, want = snapshot(m), m(b)
+    for task, why in (("vqa", message), (None, "one of vqa, gqa, nlvr, caption"
+                                         if "multiple" in name else message)):
+        with pytest.raises(ValueError, match=why):
+            m.merge(task)
+        assert tiny.same_state(m.state_dict(), before) and torch.equal(m(b), want)
+
+
+# ------------------------------------------------------------------------------------ changes
+
+def test_changes_of_a_row():
+    """Every form that `adapters.row` lists, against the row written out."""
+    plain, part, v = adapters.methods(False)["vlpet-large"], adapters.parts(False), VALUE_SITE
+    at = plain.at
+    encoder, decoder = {s: at[s] for s in at if s != v}, {v: at[v]}
+
+    def every(sites, **changed):
+        return {site: replace(add, **changed) for site, add in sites.items()}
+
+    for text, want in (
+            ("", at), ("r=6,g=5", every(at, r=6, g=5)), (" r = 6 ,", every(at, r=6)),
+            ("zero=yes,std=none,scale=0.5", every(at, zero=True, std=None, scale=0.5)),
+            ("encoder.gate=none", every(encoder, gate=None) | decoder),
+            ("decoder.cross_attn.v=none", encoder), ("decoder=none", encoder),
+            ("encoder=none", decoder),
+            (f"{v}=none,decoder.cross_attn.k=lora", encoder | {"decoder.cross_attn.k":
+                                                               part["lora"]}),
+            ("encoder.ffn=adapter", at | {"encoder.ffn": part["adapter"]}),
+            ("encoder.ffn.r=3,encoder.ffn=adapter", at | {"encoder.ffn": part["adapter"]}),
+            ("encoder.ffn=adapter,encoder.ffn.r=3",
+             at | {"encoder.ffn": replace(part["adapter"], r=3)}),
+            ("encoder.prompt=prompt,length=5", at | {"encoder.prompt": adapters.Prompt(5)})):
+        assert rows.row("vlpet-large", False, text) == replace(plain, at=want), text
+    for text, want in (("open=norms+biases", ("norms", "biases")), ("open=none", ())):
+        assert rows.row("vlpet-large", False, text) == replace(plain, open=want)
+
+
+VALUE_SITE = "decoder.cross_attn.v"
+ERRORS = [
+    ("lora7", "", "no method 'lora7'; there are frozen"),
+    ("adapter", "rank=2", "'rank' no field; parts are adapter, .*fields are reads.* r, "),
+    ("adapter", "r", "'r' is no change of a row: write FIELD=VALUE or SITE=PART"),
+    ("adapter", "r=", "'r=' is no change"), ("adapter", "=4", "'=4' is no change"),
+    ("adapter", "encoder.ffn=lorax", "'lorax' is no part for a site"),
+    ("adapter", "middle=none", "nothing is there; the row's sites are encoder.self_attn, "),
+    ("adapter", "decoder.ffn.q.r=3", "no module with a r is there"),
+    ("adapter", "length=3", "no module with a length is there"),
+    ("frozen", "r=3", "the row's sites are -"),
+    ("adapter", "r=big", "r is 'big'; it must be int"),
+    ("adapter", "r=none", "r is 'none'; it must be int"),
+    ("adapter", "zero=1", "zero is '1'; it must be yes or no"),
+    ("adapter", "dropout=x", "dropout is 'x'; it must be float"),
+    ("adapter", "gate=huge", "gate is 'huge'.*'large'"),
+    ("adapter", "reads=y", "reads is 'y'.*'h', 'x'"),
+    ("adapter", "matrix=low", "matrix is 'low'.*'kronecker'"),
+    ("adapter", "per_task=both", "per_task is 'both'.*'all', 'down', 'up'"),
+    ("vlpet-small", "mean=some", "mean is 'some'.*'real', 'all'"),
+    ("adapter", "gate=dora", "'dora' is for LoRA's linear update"),
+    ("dora", "per_task=up", "'dora' is for LoRA's linear update"),
+    ("hyperformer", "per_task=all", "a generated module is one a task already"),
+    ("ia3", "gate=none", "matrix 'none' adds nothing: give it a gate"),
+    *((name, f"{field}={least - 1}", f"{field} is {least - 1}; it must be at least {least}")
+      for name, field, least in (
+          ("adapter", "r", 0), ("vlpet-large", "g", 0), ("adapter", "reduction", 1),
+          ("adapter", "heads", 1), ("compacter", "n", 1), ("hyperformer", "p", 1),
+          ("prompt", "length", 1), ("prompt", "mid", 1))),
+    ("adapter", "std=-1", "std is -1.0; it must be at least 0"),
+    ("lora", "dropout=1", "dropout is 1.0; it must be below 1"),
+    ("adapter", "s=nan", "s is nan; it must be a finite number"),
+    ("prompt", "per_task=down", "per_task of a prompt is 'down'; it can be none, 'all'"),
+    # A change that would leave the row as it is.
+    ("adapter", "n=4", "would change nothing: n needs matrix=kronecker"),
+    ("adapter", "p=4", "p needs matrix=generated"), ("adapter", "g=4", "g needs gate=large"),
+    ("vlpet-large", "mean=all", "mean needs gate=small"), ("ia3", "r=4", "r needs a matrix"),
+    ("lora", "reduction=4", "reduction needs r=0"),
+    ("hyperformer", "encoder.ffn.p=4", "one hypernetwork writes for all of the encoder"),
+    ("vlpet-middleX", "encoder.ffn.wi=adapter+middleX,heads=1", "adds x, 32 wide, to H, 48 wide"),
+    ("adapter", "gate=small", "'small' at decoder.self_attn would average over the tokens to come"),
+    ("lora", "decoder.cross_attn.q.gate=small", "'small' at decoder.cross_attn.q would"),
+    ("adapter", "encoder.prompt=lora", "Add cannot stand at encoder.prompt"),
+    ("prompt", "encoder.ffn=prompt", "Prompt cannot stand at encoder.ffn"),
+    # What shows when it is installed.
+    ("adapter", "open=bias", "cannot open bias; it can all, norms, encoder.norms, biases"),
+    ("lora", "encoder.self_attn.q.heads=3", "128 cannot be shared by 3 heads"),
+    ("adapter", "reduction=64", "bottleneck of 32 / 64 has no room"),
+    ("compacter", "n=3", "3 Kronecker terms must divide both widths, 32 and 4"),
+    ("adapter", "encoder.ffn=dora", "dora stands at Linears.*not at lm.encoder.blocks.0.ffn"),
+    ("ia3", "encoder.ffn.hidden=dora", "dora stands at Linears"),
+    *(("adapter", f"{site}=adapter", f"no site '{site}'; there are encoder.self_attn, ")
+      for site in ("encoder.cross_attn", "middle.ffn", "encoder", "encoder.ffn.q", "encoder.norm",
+                   "decoder.ffn.act", "encoder.self_attn.q.x", "decoder.prompt")),
+]
+
 
 def test_clear_errors():
-    m = build("adapter", "bart")
-    with pytest.raises(ValueError, match="installed already: call remove"):
-        m.install(adapters.row("frozen", False))
+    m = tiny.model("bart")
+    before = snapshot(m)
+    for name, changes, message in ERRORS:
+        with pytest.raises(ValueError, match=message):
+            m.install(rows.row(name, False, changes), TASKS)
+            pytest.fail(f"{name}, {changes} was accepted")
+        assert m.method is None and tiny.same_state(m.state_dict(), before)
+    for tasks, message in ((("vqa", "vqa"), "a tuple of different names"),
+                           ("vqa", "must be a tuple"), (("keys",), "cannot be called 'keys'"),
+                           (("a.b",), "called 'a.b'")):
+        with pytest.raises(ValueError, match=message):
+            m.install(rows.row("adapter-multiple", False), tasks)
+    with pytest.raises(ValueError, match="nothing to open: this language model has no biases"):
+        tiny.model("t5").install(rows.row("frozen", True, "open=biases"))
+    for name, message in (("lora-multiple", "a module for each task: install it with tasks="),
+                          ("hyperformer", "writes for each task: install it with tasks=")):
+        with pytest.raises(ValueError, match=message):
+            m.install(rows.row(name, False))
+    m.install(rows.row("adapter", False))
     for call, message in (
-            (lambda: adapters.row("lora7", False), "no method 'lora7'; there are frozen"),
-            (lambda: adapters.row("adapter", True, rank=2), "has a field rank; there are .*r, "),
-            (lambda: adapters.row("adapter", True, gate="huge"), "gate is 'huge'.*'large'"),
-            (lambda: adapters.row("vlpet-small", True, mean="x"), "mean is 'x'.*'real', 'all'"),
-            (lambda: adapters.row("adapter", True, reads="y"), "reads is 'y'.*'h', 'x'")):
+            (lambda: m.install(rows.row("frozen", False)), "installed already: call remove"),
+            (lambda: rows.row("bitfit", True), "no method 'bitfit' on T5; there are frozen"),
+            (lambda: model.count_table("bart-huge", 2048), "no preset 'bart-huge'; there are bart"),
+            (lambda: model.count_table("bart-base", 0), "features are 0 wide")):
         with pytest.raises(ValueError, match=message):
             call()
-    m.remove()
-    before, add = m.state_dict().keys(), adapters.Add()
-    for site in ("encoder.cross_attn", "middle.ffn", "encoder", "encoder.ffn.q", "decoder.ffn.act",
-                 "encoder.self_attn.q.x", ""):
-        with pytest.raises(ValueError, match=f"no site '{site}'; there are encoder.self_attn, "):
-            m.install(adapters.Method({"encoder.ffn": add, site: add}))
-    with pytest.raises(ValueError, match="cannot open biases; it can all, norms, encoder.norms"):
-        m.install(adapters.Method(open=("biases",)))
-    assert m.state_dict().keys() == before and m.method is None         # nothing was half done
+
+
+@every_row_by_task
+def test_a_task_that_was_not_installed(kind, name):
+    with pytest.raises(ValueError, match="has examples of caption, gqa, nlvr.*installed for vqa"):
+        build(kind, name, 1)(tiny.mixed(kind))
 
 
 def test_a_row_of_ones_own():
     """Sites and openings combine freely: every Linear of a sub-layer, and all that is opened."""
-    add = replace(adapters.Add(), r=2)
-    m = tiny.model("t5")
-    base = {n: t.clone() for n, t in m.lm.state_dict().items()}
+    add, m = adapters.Add(r=2), tiny.model("t5")
+    base = snapshot(m.lm)
     m.install(adapters.Method({"encoder.self_attn.q": add, "decoder.ffn.wi": add,
                                "decoder.ffn": add}, ("all",)))
     assert m.counts()[-1][1] == m.counts()[-1][2]
     train(m, tiny.batch("t5"))
     m.remove()
     assert tiny.same_state(m.lm.state_dict(), base)
+
+
+def test_gates_where_x_and_h_differ_in_width():
+    """T5's inner width of attention is 24 here, its d 32, its feed-forward 48."""
+    changes = ",".join(["encoder.self_attn.v=adapter+large", "encoder.ffn.wi=adapter+small",
+                        "encoder.ffn.wo=adapter+large", "decoder.cross_attn.v=adapter+middleY",
+                        "heads=1"])
+    m = tiny.model("t5", rows.row("vlpet-small", True, changes))
+    m.loss(tiny.batch("t5")).backward()
+    (_, place), *_ = m.sites("encoder.ffn.wo")
+    assert place.tune.gate.net.down.weight.shape[1] == 48
+
+
+def test_what_zero_and_none_mean():
+    """alpha=0 is a scale of 0 and std=0 a start at zero, not the defaults; none unsets."""
+    for name, changes, site, check in (
+            ("lora", "alpha=0", "encoder.self_attn.q", lambda tune: tune.scale == 0),
+            ("lora", "alpha=none", "encoder.self_attn.q", lambda tune: tune.scale == 1),
+            ("vlpet-middleY", "std=0", "encoder.ffn", lambda tune: not tune.gate.z.any()),
+            ("adapter-multiple", "per_task=none", "encoder.ffn", lambda tune: tune.net)):
+        (_, place), *_ = tiny.model("bart", rows.row(name, False, changes)).sites(site)
+        assert check(place.tune), changes
+
+
+def test_hypernetworks_differ_between_the_stacks():
+    m = tiny.model("bart", rows.row("hyperformer", False, "encoder.p=5,encoder.r=2"))
+    assert [m.hyper.stacks[stack].W2.out_features for stack in ("encoder", "decoder")] == [5, 8]
+    m.loss(tiny.batch("bart")).backward()
+
+
+def test_a_shared_row_takes_any_task():
+    m = tiny.model("bart", rows.row("adapter", False), tasks=("vqa",))
+    assert m(tiny.batch("bart", "caption")).isfinite().all()
+
+
+def test_merged_is_for_answering_alone():
+    """Nothing may be saved or trained while modules are out; the model may move meanwhile."""
+    m = tiny.model("bart", rows.row("lora", False))
+    want = m.trained()
+    m.merge()
+    for call in (m.trained, m.counts, lambda: m.loss(tiny.batch("bart")),
+                 lambda: m.load_trained("nowhere")):
+        with pytest.raises(ValueError, match="merged.*call split"):
+            call()
+    m.to(torch.bfloat16)
+    m.split()
+    assert m.trained().keys() == want.keys()
+    assert {t.dtype for t in m.trained().values()} == {torch.bfloat16}

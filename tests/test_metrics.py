@@ -4,6 +4,8 @@ python -m pytest tests/test_metrics.py
 """
 
 import json
+import random
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,10 @@ import metrics
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def read(name):
+    return json.loads((GOLDEN / name).read_text(encoding="utf-8"))
 
 
 def example(references=None, targets=None, id=0):
@@ -21,14 +27,14 @@ def example(references=None, targets=None, id=0):
 
 
 def test_vqa_accuracy_equals_the_official_script_on_300_cases():
-    cases = json.loads((GOLDEN / "vqa_accuracy.json").read_text(encoding="utf-8"))
+    cases = read("vqa_accuracy.json")
     assert len(cases) == 300
     wrong = [c for c in cases if abs(metrics.vqa_accuracy(c[0], c[1]) - c[2]) > 1e-9]
     assert not wrong
 
 
 def test_vqa_tables_are_the_official_ones():
-    tables = json.loads((GOLDEN / "vqa_answers.json").read_text(encoding="utf-8"))
+    tables = read("vqa_answers.json")
     real = {wrong: right for wrong, right in tables["contractions"].items() if wrong != right}
     assert metrics.CONTRACTIONS == real
     assert metrics.DIGITS == tables["numbers"]
@@ -54,12 +60,85 @@ def test_normalize_answer(text, normal):
     assert metrics.normalize_answer(text) == normal
 
 
+@pytest.mark.parametrize("text", ["a-;b", "a;-b"])
+def test_edges_are_looked_up_in_the_original(text):
+    assert metrics.strip_punctuation(text) == "a  b"
+
+
 def test_vqa_worked_by_hand():
     # 3 of 10 said dog: they each see 2 others (2/3), the other 7 see all 3 (1).
     assert metrics.vqa_accuracy("Dog.", ["dog"] * 3 + ["cat"] * 7) == pytest.approx(0.9)
     # Where all agree, their answers are not processed, so a period is never matched.
     assert metrics.vqa_accuracy("yes.", ["yes."] * 10) == 0
     assert metrics.vqa_accuracy("yes", ["yes"] * 10) == 1
+
+
+def oracle_punctuation(text, tables):
+    """The official punctuation rule a step at a time, without regular expressions."""
+    numeral = any(a in "0123456789" and b == "," and c in "0123456789"
+                  for a, b, c in zip(text, text[1:], text[2:]))
+    result = text
+    for mark in tables["punctuation"]:
+        at_an_edge = mark + " " in text or " " + mark in text
+        result = result.replace(mark, "" if at_an_edge or numeral else " ")
+    kept, dropped = "", 0
+    for i, letter in enumerate(result):
+        if letter == "." and dropped < 32 and result[i + 1 : i + 2] not in tuple("0123456789"):
+            dropped += 1
+        else:
+            kept += letter
+    return kept
+
+
+def oracle_accuracy(prediction, answers, tables):
+    for space in "\n\t":
+        prediction = prediction.replace(space, " ")
+    words = []
+    for word in oracle_punctuation(prediction.strip(), tables).lower().split():
+        word = tables["numbers"].get(word, word)
+        if word not in tables["articles"]:
+            words.append(tables["contractions"].get(word, word))
+    prediction = " ".join(words)
+    if any(answer != answers[0] for answer in answers):
+        answers = [oracle_punctuation(answer, tables) for answer in answers]
+    scores = []
+    for i in range(len(answers)):
+        others = answers[:i] + answers[i + 1 :]
+        scores.append(min(1.0, len([a for a in others if a == prediction]) / 3))
+    return sum(scores) / len(scores)
+
+
+def vqa_case(rng, tables):
+    """A prediction of words, numbers, marks and contractions, and ten people who half agree."""
+    words = "red dog A the yes No 10 3.5 1,000 7:30 U.S. t-shirt two Ten none it's dogs'".split()
+    pick = [words, words, list(tables["contractions"]), list(tables["contractions"].values()),
+            tables["punctuation"] + ["."], list(tables["numbers"])]
+    prediction = ""
+    for _ in range(rng.randint(0, 5)):
+        word = rng.choice(rng.choice(pick))
+        word = rng.choice([word, word, word, word.upper(), word + rng.choice("?!.,;/-'")])
+        prediction += word + rng.choice([" ", " ", " ", "", "\t", "\n", "  "])
+    normal = metrics.normalize_answer(prediction)
+    meant = [normal, normal, normal + ".", prediction, prediction.strip().lower(), "the " + normal]
+    meant = [rng.choice(meant) for _ in range(rng.randint(1, 3))]
+    odd = ["yes", "no", "2", "dog.", "red/blue", "hot-dog", ""]
+    people = rng.choice([0, 1, 2, 3, 4, 6, 10])
+    answers = [rng.choice(meant) for _ in range(people)]
+    return prediction, answers + [rng.choice(odd) for _ in range(10 - people)]
+
+
+def test_vqa_equals_a_written_out_oracle_on_3000_answers():
+    """The oracle follows the rules a step at a time; the 300 official cases hold it in turn."""
+    tables = read("vqa_answers.json")
+    for prediction, answers, accuracy in read("vqa_accuracy.json"):
+        assert oracle_accuracy(prediction, answers, tables) == pytest.approx(accuracy, abs=1e-9)
+    rng = random.Random(0)
+    scores = []
+    for _ in range(3000):
+        prediction, answers = vqa_case(rng, tables)
+        scores.append(metrics.vqa_accuracy(prediction, answers))
+        assert scores[-1] == oracle_accuracy(prediction, answers, tables), (prediction, answers)
+    assert len(set(scores)) >= 5 and 0.2 < sum(score > 0 for score in scores) / 3000 < 0.9
 
 
 def test_vqa_falls_back_on_labels():
@@ -71,9 +150,12 @@ def test_vqa_falls_back_on_labels():
 # --------------------------------------------------------------------------------- gqa and nlvr
 
 
-def test_gqa_is_exact_match():
-    answers = [example(targets={"dog": 1.0}), example(targets={"Dog": 1.0})]
-    assert metrics.score("gqa", ["dog", "dog"], answers) == {"accuracy": 50.0}
+@pytest.mark.parametrize("task, answer", [("gqa", "dog"), ("tvqa", "a4"), ("how2qa", "a0")])
+def test_exact_match(task, answer):
+    examples = [example(targets={answer: 1.0}), example(targets={answer.title(): 1.0})]
+    assert metrics.score(task, [answer, answer], examples) == {"accuracy": 50.0}
+    examples = examples[:1] * 2
+    assert metrics.score(task, [f" {answer}\n", answer + "."], examples) == {"accuracy": 50.0}
 
 
 def test_nlvr_consistency_groups_the_pairs_of_a_sentence():
@@ -114,18 +196,42 @@ def test_caption_tokens(text):
     assert " ".join(metrics.tokenize_caption(text)) == TOKENS[text]
 
 
+def test_caption_tokens_are_the_java_tools():
+    """ptb.json: 329 [caption, tokens], a third of them written by hand and the rest put together at
+    random from nouns, possessives, contractions, numbers, abbreviations, quotes and dashes. The
+    tokens are those of pycocoevalcap 1.2's tokenizer (Stanford CoreNLP 3.4.1, in Java) where the
+    caption that follows in the file is "A man ." Left out, and known to differ: HTML ("&amp;",
+    "<b>"), e-mail and web addresses with "://", smileys, "US$", "photo 12.jpg".
+    """
+    cases = read("ptb.json")
+    assert len(cases) >= 300
+    wrong = [(c, t) for c, t in cases if metrics.tokenize_caption(c) != t.split()]
+    assert not wrong
+
+
+def test_caption_tokens_live():
+    """The frozen tokens are what the tool says, where it and Java are there."""
+    module = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer", reason="no pycocoevalcap")
+    if not shutil.which("java"):
+        pytest.skip("no Java")
+    cases = read("ptb.json")
+    lines = [{"caption": text} for caption, _ in cases for text in (caption, "A man .")]
+    told = module.PTBTokenizer().tokenize({0: lines})[0][::2]
+    assert [" ".join(tokens.split()) for tokens in told] == [tokens for _, tokens in cases]
+
+
 def split(captions):
     return [caption.split() for caption in captions]
 
 
 def test_cider_equals_coco_caption():
     """cider.json: random captions, scored by pycocoevalcap 1.2's Cider().compute_score."""
-    for case in json.loads((GOLDEN / "cider.json").read_text()):
+    for case in read("cider.json"):
         references, predictions = case["references"], case["predictions"]
         ours = metrics.cider(split(predictions), [split(captions) for captions in references])
         assert ours == pytest.approx(case["scores"], abs=1e-6)
         scores = metrics.score("caption", predictions, [example(r) for r in references])
-        assert scores == {"cider": pytest.approx(100 * case["mean"], abs=1e-6)}
+        assert scores["cider"] == pytest.approx(100 * case["mean"], abs=1e-6)
 
 
 def test_cider_worked_by_hand():
@@ -138,11 +244,79 @@ def test_cider_worked_by_hand():
     assert metrics.cider(split(["a", "a"]), [split(["a"]), split(["a"])]) == [0.0, 0.0]
 
 
+def test_bleu_and_rouge_equal_coco_caption():
+    """captions.json: 627 random captions with 1 to 7 references, empty ones among them, scored by
+    pycocoevalcap 1.2's Bleu(4), Rouge and Cider.
+    """
+    cases = read("captions.json")
+    assert sum(len(case["predictions"]) for case in cases) >= 500
+    for case in cases:
+        words = split(case["predictions"])
+        references = [split(captions) for captions in case["references"]]
+        bleu, rouge = metrics.bleu(words, references), metrics.rouge_l(words, references)
+        assert bleu == pytest.approx(case["bleu"], rel=1e-9, abs=0), case["name"]
+        assert rouge == pytest.approx(case["rouge_l"], rel=1e-9, abs=0), case["name"]
+        examples = [example(captions) for captions in case["references"]]
+        scores = metrics.score("caption", case["predictions"], examples)
+        assert list(scores) == ["cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"]
+        expected = [case["cider"], *case["bleu"], sum(case["rouge_l"]) / len(rouge)]
+        expected = [100 * score for score in expected]
+        assert list(scores.values()) == pytest.approx(expected, rel=1e-9, abs=0), case["name"]
+        for task in ("tvc", "yc2c"):
+            assert metrics.score(task, case["predictions"], examples) == scores
+
+
+def test_captions_equal_coco_caption_live():
+    """As above with new captions, where pycocoevalcap is there (these three need no Java)."""
+    reason = "no pycocoevalcap"
+    bleu = pytest.importorskip("pycocoevalcap.bleu.bleu", reason=reason).Bleu(4)
+    rouge = pytest.importorskip("pycocoevalcap.rouge.rouge", reason=reason).Rouge()
+    cider = pytest.importorskip("pycocoevalcap.cider.cider", reason=reason).Cider()
+    rng = random.Random(0)
+    words = "a the man's dog t-shirt is n't red , on of 10:30 big blue street".split()
+    for pictures in (1, 3, 500):
+        references, predictions = [], []
+        for _ in range(pictures):
+            captions = [rng.choices(words, k=rng.randint(0, 12)) for _ in range(rng.randint(1, 7))]
+            answer = [rng.choice([w, w, w, "cat"]) for w in rng.choice(captions)]
+            predictions.append(answer[: rng.randint(0, 14)] + answer[:1] * rng.randint(0, 3))
+            references.append(captions)
+        theirs = {i: [" ".join(c) for c in captions] for i, captions in enumerate(references)}
+        answers = {i: [" ".join(answer)] for i, answer in enumerate(predictions)}
+        for ours, their in (
+            (metrics.bleu, bleu.compute_score(theirs, answers, verbose=0)[0]),
+            (metrics.rouge_l, rouge.compute_score(theirs, answers)[1]),
+            (metrics.cider, cider.compute_score(theirs, answers)[1]),
+        ):
+            expected = [float(score) for score in their]
+            assert ours(predictions, references) == pytest.approx(expected, rel=1e-9, abs=0)
+
+
+def test_bleu_worked_by_hand():
+    # "the" counts twice, as often as the second reference has it: 4 of 5 words, and 1 of 4 pairs,
+    # "the cat". The references, 4 and 6 long, are as close to 5: r is 4, so there is no penalty.
+    references = split(["a cat lies down", "the cat is on the mat"])
+    ours = metrics.bleu(split(["the the the cat on"]), [references])
+    assert ours[:2] == pytest.approx([4 / 5, (4 / 5 * 1 / 4) ** 0.5])
+    # 3 words against a closest reference of 4: every word and pair right, times exp(1 - 4 / 3).
+    ours = metrics.bleu(split(["the cat is"]), [split(["the cat is out", "a b c d e f g"])])
+    assert ours[:3] == pytest.approx([2.718281828459045 ** (-1 / 3)] * 3)
+
+
+def test_rouge_worked_by_hand():
+    # P = 3 / 4 from the first ("a red dog"), R = 2 / 2 from the second ("red dog").
+    references = split(["a very red old dog", "red dog"])
+    ours = metrics.rouge_l(split(["a red big dog"]), [references])
+    assert ours == pytest.approx([2.44 * 0.75 * 1 / (1 + 1.44 * 0.75)])
+    assert metrics.rouge_l(split(["a b"]), [split(["b a"])]) == pytest.approx([0.5])  # in order
+
+
 def test_caption_edges():
     references = [["a red cat"], ["a blue dog", "the dog"]]
     examples = [example(r) for r in references]
-    assert metrics.score("caption", ["", "..."], examples) == {"cider": 0.0}
-    assert metrics.score("caption", ["a cat"], examples[:1]) == {"cider": 0.0}  # idf of one is 0
+    scores = metrics.score("caption", ["", "..."], examples)
+    assert scores == dict.fromkeys(["cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"], 0.0)
+    assert metrics.score("caption", ["a cat"], examples[:1])["cider"] == 0.0  # idf of one is 0
     upper = metrics.score("caption", ["A RED CAT!", "The dog."], examples)
     assert upper["cider"] == metrics.score("caption", ["a red cat", "the dog"], examples)["cider"]
     with pytest.raises(ValueError, match="'c7'"):
@@ -150,8 +324,8 @@ def test_caption_edges():
 
 
 def test_score_explains_misuse():
-    with pytest.raises(ValueError, match="tvqa"):
-        metrics.score("tvqa", ["a"], [example()])
+    with pytest.raises(ValueError, match="vcr"):
+        metrics.score("vcr", ["a"], [example()])
     with pytest.raises(ValueError, match="1 predictions for 2 examples"):
         metrics.score("gqa", ["a"], [example(), example()])
     with pytest.raises(ValueError, match="at least one"):

@@ -90,7 +90,7 @@ def test_choose_is_the_full_forward(kind):
     with torch.no_grad():
         logits = m(b)[:, 1 if kind == "bart" else 0].tolist()
     want = [max(range(len(tokens)), key=lambda i: row[tokens[i]]) for row in logits]
-    assert m.choose(b, tokens).tolist() == want and len(set(want)) > 1
+    assert m.choose(b, tokens).argmax(-1).tolist() == want and len(set(want)) > 1
 
 
 def test_ban_repeats():
@@ -170,7 +170,9 @@ def test_beam_search_by_hand():
     def search(max_length, early):
         return model.beam_search(lambda ids, keep=None: after[ids[:, -1]],
                                  torch.zeros(1, 1, dtype=torch.long), c, max_length, 0, 2,
-                                 early).tolist()
-    assert search(3, False) == [[0, 2, 2]]
+                                 early)
+    text, logp = search(3, False)
+    assert text.tolist() == [[[0, 2, 2], [0, 3, 1]]]
+    assert logp.exp()[0].tolist() == pytest.approx([0.25, 0.368])
     c.force_eos = True       # only "end" at the last place, with probability 1: log(0.5) / 2 wins
-    assert search(3, False) == [[0, 2, 1]]
+    assert search(3, False)[0][:, 0].tolist() == [[0, 2, 1]]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import adapters
 import model
+import rows
 import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +23,8 @@ def test_every_file_is_introduced():
 
 
 def test_flags_exist():
-    known = {train.flag(f.name) for f in dataclasses.fields(train.Config)} | {"--test", "--resume", "--help"}
+    known = {train.flag(f.name) for f in dataclasses.fields(train.Config)}
+    known |= {"--test", "--resume", "--help"}
     for line in re.findall(r"python train\.py.*", README):
         assert set(re.findall(r"--[\w-]+", line.split("`")[0])) <= known, line
 
@@ -47,4 +49,4 @@ def test_changes_are_changes():
     assert len(lines) > 5
     for method, changes in lines:
         for t5 in (False, True):
-            adapters.row(method or train.Config.method, t5, changes)
+            rows.row(method or train.Config.method, t5, changes)

@@ -2,6 +2,7 @@
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 
 import adapters
 import data
@@ -69,6 +70,40 @@ def rows(b: SimpleNamespace, i: int, length: int | None = None) -> SimpleNamespa
     cut = {k: v if v is None else v[i:i + 1] for k, v in vars(b).items()}
     cut["input_ids"] = cut["input_ids"][:, :length]
     return SimpleNamespace(**cut)
+
+
+def mixed(kind: str, tasks: tuple[str, ...] = TASKS, each: int = 2) -> SimpleNamespace:
+    """`each` examples of every task in one shuffled batch, padded; `seen` hides what fills the
+    place of a second picture where others have two."""
+    parts = [batch(kind, task, each, 5 + i, seed=i) for i, task in enumerate(tasks)]
+    order = torch.randperm(each * len(tasks), generator=torch.Generator().manual_seed(0))
+    fill = dict(input_ids=config(kind).pad, labels=-100, feats=3.0, boxes=0.5, image_ids=1,
+                order_ids=0, seen=False)
+    for p in parts:
+        p.seen = torch.ones(p.feats.shape[:2], dtype=torch.bool)
+
+    def join(name: str) -> torch.Tensor:
+        rows = [t for p in parts for t in getattr(p, name)]
+        longest = max(map(len, rows))
+        return torch.stack([F.pad(t, (0, 0) * (t.dim() - 1) + (0, longest - len(t)),
+                                  value=fill[name]) for t in rows])[order]
+
+    b = SimpleNamespace(**{name: join(name) for name in fill})
+    b.tasks = tuple(tasks[i // each] for i in order.tolist())
+    scores = torch.rand(len(order), generator=torch.Generator().manual_seed(1))
+    b.weights = data.loss_weights([data.TASKS[t].loss for t in b.tasks], scores, b.labels)
+    return b
+
+
+def part(b: SimpleNamespace, places: list[int], pad: int) -> SimpleNamespace:
+    """These examples of a `mixed` batch, without the padding that only the others needed."""
+    cut = {k: tuple(v[i] for i in places) if k == "tasks" else v[places]
+           for k, v in vars(b).items()}
+    for names, real in ((["input_ids"], cut["input_ids"] != pad), (["labels"], cut["labels"] >= 0),
+                        (["feats", "boxes", "image_ids", "order_ids", "seen"], cut["seen"])):
+        longest = int(real.sum(1).max())
+        cut |= {name: cut[name][:, :longest] for name in names}
+    return SimpleNamespace(**cut | {"seen": None if cut["seen"].all() else cut["seen"]})
 
 
 def same_state(a: dict, b: dict) -> bool:
