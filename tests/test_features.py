@@ -7,6 +7,7 @@ import time
 import weakref
 from dataclasses import replace
 from itertools import count
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
@@ -149,25 +150,36 @@ def spawn(*argv: str):
 
 @pytest.fixture(scope="module")
 def large(clip_folder, tmp_path_factory):
-    """Arguments for 90 pictures, what an undisturbed run makes of them, and its seconds."""
+    """Arguments for 90 pictures, and what an undisturbed run makes of them."""
     root = tmp_path_factory.mktemp("large")
     (root / "in").mkdir()
     for i in range(90):
         picture(16, 16, i % 80).save(root / "in" / f"{i:02}.png")
     arguments = ["--clip", str(clip_folder), "--images", str(root / "in"), "--batch", "3",
                  "--shard", "32", "--out"]
-    process, start = spawn(*arguments, str(root / "out")), time.perf_counter()
+    process = spawn(*arguments, str(root / "out"))
     process.join()
     assert process.exitcode == 0
-    return arguments, contents(root / "out"), time.perf_counter() - start
+    return arguments, contents(root / "out")
 
 
 def kill_often(large, out: Path, kills: int, seed: int) -> list[tuple[bool, bool]]:
-    """SIGKILL at random moments, then to the end; of each kill: was it early, was it in a shard?"""
-    (arguments, undisturbed, seconds), moment, found = large, Random(seed), []
+    """SIGKILL at random amounts of written bytes, then to the end; of each kill: was it early, was
+    it in a shard?"""
+    (arguments, undisturbed), moment, found = large, Random(seed), []
+    total = sum(map(len, undisturbed.values()))
+
+    def written() -> int:
+        size = 0
+        for path in out.glob("0*"):
+            with suppress(FileNotFoundError):                     # just renamed
+                size += path.stat().st_size
+        return size
     for _ in range(kills):
         process = spawn(*arguments, str(out))
-        time.sleep(moment.random() * seconds / 2)
+        enough = written() + moment.random() * 0.9 * (total - written())
+        while process.is_alive() and written() < enough:
+            time.sleep(0.001)
         process.kill()
         process.join()
         found.append((not (out / INDEX).exists(), bool([*out.glob("0*.unfinished")])))
