@@ -349,11 +349,12 @@ class Add:
                 self.linear and self.reads == "x" and self.matrix in ("dense", "kronecker")
                 and self.s == 1 and self.per_task in (None, "all")):
             raise ValueError("gate 'dora' is for LoRA's linear update of x: start from row dora")
-        if self.matrix == "generated" and (self.per_task or self.linear):
-            raise ValueError("a generated module is one a task already, with gelu and biases: "
-                             "leave per_task and linear out")
-        if self.matrix == "none" and not self.gate:
-            raise ValueError("matrix 'none' adds nothing: give it a gate")
+        if self.matrix == "generated" and (self.per_task or self.linear or self.zero):
+            raise ValueError("a generated module is one a task already, with gelu, biases and a "
+                             "start of its own: leave per_task, linear and zero out")
+        if self.matrix == "none" and not (self.gate and self.per_task in (None, "all")):
+            raise ValueError("matrix 'none' has no down or up: give it a gate, and per_task all "
+                             "or none")
 
     def width(self, d: int) -> int:
         """The bottleneck at a site of width D."""

@@ -102,7 +102,8 @@ class VLModel(nn.Module):
         self.lm, self.clip = lm, clip
         self.visual = VisualEmbedding(width, lm.config).to(lm.shared.weight.dtype)
         self.method, self.tasks, self.hyper, self.per_task = None, (), None, False
-        self.installed, self.base, self.merged, self.modules_out = {}, {}, [], []
+        self.installed, self.base = {}, {}
+        self.merged, self.modules_out, self.merged_task = [], [], None
         self.requires_grad_(False)
 
     # ------------------------------------------------------------------------------- methods
@@ -222,6 +223,7 @@ class VLModel(nn.Module):
             linear.weight.copy_(W)
             if b is not None:
                 linear.bias.copy_(b)
+        self.merged_task = task
         self.modules_out = [(place, place.tune) for place in self.installed.values()]
         for place in self.installed.values():
             place.tune = None
@@ -267,6 +269,9 @@ class VLModel(nn.Module):
 
     def context(self, tasks: tuple[str, ...], device: torch.device) -> Context:
         """Which examples belong to which task, and what the hypernetwork writes for these tasks."""
+        if self.modules_out and self.per_task and set(tasks) != {self.merged_task}:
+            raise ValueError(f"merged are the modules of {self.merged_task!r}; the batch has "
+                             f"{', '.join(sorted(set(tasks)))}: call split()")
         if self.per_task and (odd := set(tasks) - set(self.tasks)):
             raise ValueError(f"the batch has examples of {', '.join(sorted(odd))}; the method was "
                              f"installed for {', '.join(self.tasks)}")

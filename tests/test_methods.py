@@ -705,7 +705,9 @@ ERRORS = [
     ("adapter", "gate=dora", "'dora' is for LoRA's linear update"),
     ("dora", "per_task=up", "'dora' is for LoRA's linear update"),
     ("hyperformer", "per_task=all", "a generated module is one a task already"),
-    ("ia3", "gate=none", "matrix 'none' adds nothing: give it a gate"),
+    ("ia3", "gate=none", "matrix 'none' has no down or up: give it a gate"),
+    ("ia3", "per_task=down", "matrix 'none' has no down or up"),
+    ("hyperformer", "zero=yes", "leave per_task, linear and zero out"),
     *((name, f"{field}={least - 1}", f"{field} is {least - 1}; it must be at least {least}")
       for name, field, least in (
           ("adapter", "r", 0), ("vlpet-large", "g", 0), ("adapter", "reduction", 1),
@@ -832,3 +834,11 @@ def test_merged_is_for_answering_alone():
     m.split()
     assert m.trained().keys() == want.keys()
     assert {t.dtype for t in m.trained().values()} == {torch.bfloat16}
+
+
+def test_a_merged_task_answers_for_itself_alone():
+    m = tiny.model("bart", rows.row("lora-multiple", False))
+    m.merge("vqa")
+    assert m(tiny.batch("bart", "vqa")).isfinite().all()
+    with pytest.raises(ValueError, match="merged are the modules of 'vqa'; the batch has gqa"):
+        m(tiny.batch("bart", "gqa"))
