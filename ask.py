@@ -11,30 +11,27 @@ of weights/tiny-vlpet, which knows drawn shapes and nothing else.
 """
 import argparse
 import sys
+from io import BytesIO
 from pathlib import Path
 from random import Random
 
 import torch
-from PIL import Image
 
 import clip_encoder
 import data
 import train
 import world
+from features import Pixels
 
 TINY = "weights/tiny-vlpet"
 
 
-class Pictures:
-    """The features of a few pictures, as data.collate asks for them."""
-
-    def __init__(self, tower, pictures: dict[str, Image.Image]):
-        self.tower, self.pictures, self.width = tower, pictures, tower.features
+class Seen(Pixels):
+    """Pictures that CLIP has looked at already: for runs whose model holds no CLIP."""
 
     @torch.no_grad()
     def stack(self, ids: list[str]) -> torch.Tensor:
-        pixels = [clip_encoder.pixels(self.pictures[i], self.tower.size) for i in ids]
-        return self.tower.eval().encode(torch.stack(pixels))                    # P, N, F
+        return self.tower.eval().encode(super().stack(ids))                     # P, N, F
 
 
 def answers(m, tok, example: data.Example, features, config: train.Config,
@@ -51,25 +48,15 @@ def answers(m, tok, example: data.Example, features, config: train.Config,
             for row, p in zip(text[0].tolist(), logp[0].exp().tolist())]
 
 
-def built_in(task: str, seed: int) -> tuple[dict[str, Image.Image], str, str]:
+def built_in(task: str, seed: int) -> tuple[dict[str, BytesIO], str, str]:
     """Pictures, question and right answer of an example of the built-in world; says what they
     show."""
     r = Random(seed)
-    item = world.example(task, r, True)
-    for scene in item.scenes:
+    item, pictures = world.example(task, r, True), {}
+    for i, scene in enumerate(item.scenes):
         print("scene: " + ", ".join(world.describe(scene)))
-    return {f"{i}": world.render(s, r) for i, s in enumerate(item.scenes)}, item.text, item.answer
-
-
-def read_pictures(paths: list[str]) -> dict[str, Image.Image]:
-    found = {}
-    for i, path in enumerate(paths):
-        try:
-            with Image.open(path) as image:
-                found[f"{i}"] = clip_encoder.rgb(image)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f"{path} cannot be read as a picture ({error})") from None
-    return found
+        world.render(scene, r).save(pictures.setdefault(f"scene {i}", BytesIO()), "png")
+    return pictures, item.text, item.answer
 
 
 def run(args: argparse.Namespace) -> None:
@@ -81,19 +68,21 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.task} needs a question or statement behind the flags")
     config, right = train.read_run(args.run), ""
     if args.image:
-        pictures, question = read_pictures(args.image), args.question
+        pictures = {f"{i} {path}": Path(path) for i, path in enumerate(args.image)}
+        question = args.question
     else:
         pictures, question, right = built_in(args.task, args.seed)
         if args.question:
             question, right = args.question, ""
-    features = Pictures(clip_encoder.load(config.clip), pictures)
+    features = (Pixels if config.features == "none" else Seen)(clip_encoder.load(config.clip),
+                                                               pictures)
     m, tok = train.build(config, features)
     m.load_trained(Path(args.run) / "adapter.safetensors")
     example = data.Example(args.task, 0, question, tuple(pictures), {})
     found = answers(m, tok, example, features, config)
     print(f"{args.task}: {question}".rstrip(": ") + f"   (right: {right})" * bool(right))
     for text, p in found:
-        print(f"{100 * p:6.1f} %  {text}")
+        print(f"{100 * p:6.1f} %  {text.strip()}")
 
 
 def main(argv: list[str] | None = None) -> None:

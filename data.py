@@ -363,7 +363,7 @@ class Batch:
 
     tasks: tuple[str, ...]  # B: the task of each example
     input_ids: Tensor  # B, L long, padded on the right
-    feats: Tensor  # B, P*N, F float32
+    feats: Tensor  # B, P*N, F float32; or pixels of all pictures, example by example: ., 3, H, W
     boxes: Tensor  # B, P*N, 4 float32: x1, x2, y1, y2 in 0..1 (zeros if so wished)
     image_ids: Tensor  # B, P*N long: 0 for the first picture, 1 for the second
     order_ids: Tensor  # B, P*N long: 0..N-1, again for each picture
@@ -445,7 +445,8 @@ def collate(
     """Examples -> Batch; they may belong to different tasks.
 
     tokenizer: has encode(text, max_length=None) -> ids with special tokens, and pad_id.
-    features: has stack(picture ids) -> (pictures, N, F) float32.
+    features: has stack(picture ids) -> (pictures, N, F) float32; or it gives their pixels
+    (pictures, 3, H, W) and has `tokens`, the N that CLIP will make of each.
     task_names: put the task's name ("vqa: ") before the text.
     boxes: "grid" gives each visual token its cell's box; "zero" is what the papers' code feeds.
     seed_key: (seed, epoch) when training, which draws the answers; None takes the best ones.
@@ -464,14 +465,15 @@ def collate(
     labels, scores = pad(answers, -100), torch.tensor([soft for _, soft in drawn])
 
     feats = torch.as_tensor(features.stack([i for ex in examples for i in ex.images]))  # B*P, N, F
-    size, pictures, tokens = len(examples), [len(ex.images) for ex in examples], feats.shape[1]
-    most = max(pictures)
-    seen = None
-    if min(pictures) == most:
-        feats = feats.reshape(size, most * tokens, feats.shape[2])
-    else:
-        feats = pad_sequence([f.flatten(0, 1) for f in feats.split(pictures)], batch_first=True)
+    size, pictures = len(examples), [len(ex.images) for ex in examples]
+    tokens = feats.shape[1] if feats.dim() == 3 else features.tokens
+    most, seen = max(pictures), None
+    if min(pictures) < most:
         seen = torch.arange(most * tokens) < torch.tensor(pictures)[:, None] * tokens
+    if feats.dim() == 3 and seen is None:
+        feats = feats.reshape(size, most * tokens, feats.shape[2])
+    elif feats.dim() == 3:
+        feats = pad_sequence([f.flatten(0, 1) for f in feats.split(pictures)], batch_first=True)
     corners = grid_boxes(tokens) if boxes == "grid" else torch.zeros(tokens, 4)
     return Batch(
         tasks=tuple(ex.task for ex in examples),

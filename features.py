@@ -404,6 +404,27 @@ class Features:
         return out
 
 
+class Pixels:
+    """Pictures straight from disk, for a CLIP that stands in the model: `ids`, `width`, `stack`.
+
+    pictures: id -> file (or what PIL opens). tokens: what the tower makes of each.
+    """
+
+    def __init__(self, tower: ViT | ResNet, pictures: dict[str, Path]):
+        self.tower, self.pictures, self.ids = tower, pictures, list(pictures)
+        self.width, self.tokens = tower.features, GRID * GRID
+        self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+
+    def stack(self, ids: list[str]) -> Tensor:
+        """Their pixels (B, 3, H, W); ValueError names a picture that cannot be read."""
+        found = list(self.threads.map(
+            lambda i: decode(self.pictures[i], self.tower.size, "stretch"), ids))
+        for i, pixels in zip(ids, found):
+            if isinstance(pixels, str):
+                raise ValueError(f"picture {i} cannot be read ({pixels}): replace or remove it")
+        return torch.stack(found)
+
+
 def read_index(folder: Path) -> dict:
     """index.json of a packed folder."""
     path = folder / INDEX

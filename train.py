@@ -41,7 +41,7 @@ import t5
 import tokenizer
 import weights
 import world
-from features import INDEX, Features, extract, list_files
+from features import INDEX, Features, Pixels, extract, list_files
 from model import VLModel, vocabulary
 
 WORLD = "data/world"
@@ -59,6 +59,11 @@ class Config:
     images: str = ""                     # folder of pictures; "": the data folder's images/
     lm: str = "weights/tiny-bart"        # folder of a T5 or BART
     clip: str = "weights/tiny-clip"      # folder or file of a CLIP image tower
+    features: str = ""                   # "": of the pictures, packed once; a packed folder; none:
+    #                                      the pictures themselves, CLIP stands in the model
+    train_clip: bool = False             # needs --features none
+    pretrained: str = ""                 # run folder of row full: its language model and visual
+    #                                      embedding are what the method starts from
     out: str = ""                        # run folder; "": out/<method>, numbered if it is taken
     epochs: int | None = None
     batch: int | None = None             # of vqa; other tasks have their share of it
@@ -133,6 +138,10 @@ def resolve(config: Config) -> Config:
     one_of("precision", ("fp32", "bf16"))
     one_of("control", CONTROLS)
     one_of("device", ("", "cpu", "cuda"))
+    if config.train_clip and config.features != "none":
+        raise ValueError("--train-clip yes needs --features none: packed features never change")
+    if config.control == "random-clip" and config.features not in ("", "none"):
+        raise ValueError("--control random-clip needs pictures, not packed --features")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is 'cuda', but this PyTorch sees no CUDA device: leave it out")
     c = t5.read_config(config.lm)
@@ -172,13 +181,18 @@ def free_folder(config: Config) -> str:
 
 # ------------------------------------------------------------------------------- what is needed
 
-def prepare(config: Config) -> Features:
-    """The pictures' features, extracted once for each CLIP and state of the picture folder."""
+def prepare(config: Config) -> Features | Pixels:
+    """The pictures' features, extracted once for each CLIP and state of the picture folder; or
+    given as a packed folder; or the pictures themselves."""
+    if config.features not in ("", "none"):
+        return Features(config.features)
     tower = clip_encoder.load(config.clip)
     if config.control == "random-clip":
         torch.manual_seed(0)
         tower = clip_encoder.randomized(tower)
     pictures = list_files(config.images)
+    if config.features == "none":
+        return Pixels(tower, pictures)
     state = [clip_encoder.fingerprint(tower), *((i, p.stat().st_size) for i, p in pictures.items())]
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     packed = Path(config.data) / "features" / f"{Path(config.clip).stem}-{digest}"
@@ -191,16 +205,22 @@ def device_of(config: Config) -> str:
     return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build(config: Config, features: Features) -> tuple[VLModel, tokenizer.Tokenizer]:
+def build(config: Config, features: Features | Pixels) -> tuple[VLModel, tokenizer.Tokenizer]:
     """The frozen language model with the method installed, and its tokenizer."""
     torch.manual_seed(config.seed)
     lm = t5.load(config.lm, dropout=config.dropout)
     if config.control == "random-lm":
         lm.init_weights()
     lm.resize(vocabulary(lm.config))
-    m = VLModel(lm, features.width)
-    m.install(rows.row(config.method, lm.config.is_t5, config.set),
-              tuple(config.tasks.split(",")))
+    m = VLModel(lm, features.width, features.tower if config.features == "none" else None)
+    if config.pretrained:
+        held = weights.read(Path(config.pretrained) / "adapter.safetensors")
+        started = {n: p for n, p in m.named_parameters() if n in held or not n.startswith("clip.")}
+        weights.load(started, held, where=f"--pretrained {config.pretrained}")
+    method = rows.row(config.method, lm.config.is_t5, config.set)
+    if config.train_clip:
+        method = replace(method, open=(*method.open, "clip"))
+    m.install(method, tuple(config.tasks.split(",")))
     return m.to(device_of(config)), tokenizer.load(config.lm)
 
 
@@ -224,7 +244,10 @@ class Shuffled:
     def __init__(self, features: Features, seed: int):
         order = torch.randperm(len(features.ids), generator=torch.Generator().manual_seed(seed))
         self.other = {a: features.ids[i] for a, i in zip(features.ids, order.tolist())}
-        self.features, self.ids, self.width = features, features.ids, features.width
+        self.features = features
+
+    def __getattr__(self, name: str):
+        return getattr(self.features, name)                               # ids, width, tokens
 
     def stack(self, ids: list[str]) -> torch.Tensor:
         return self.features.stack([self.other.get(i, i) for i in ids])

@@ -159,6 +159,58 @@ def test_changes_and_beginnings(small, done, tmp_path, capsys):
     assert not (tmp_path / "c").exists()
 
 
+def test_pictures_in_the_model(small, tmp_path):
+    """--features none gives what packed features give (fp16 apart); a trained CLIP is counted and
+    saved, and a frozen one is neither."""
+    short = ("--epochs", "1", "--tasks", "vqa,nlvr", "--method", "adapter")
+    losses = {}
+    for name, more in (("packed", ()), ("pixels", ("--features", "none"))):
+        train.main(arguments(small, tmp_path / name, *short, *more, "--log-every", "4"))
+        lines = (tmp_path / name / "log.jsonl").read_text().splitlines()
+        losses[name] = json.loads(lines[0])["loss"]["vqa"]
+        assert not any(n.startswith("clip.") for n in weights.read(
+            tmp_path / name / "adapter.safetensors"))
+    assert losses["packed"] == pytest.approx(losses["pixels"], rel=1e-3)
+    train.main(arguments(small, tmp_path / "trained", *short, "--features", "none",
+                         "--train-clip", "yes"))
+    counts = {name: json.loads((tmp_path / name / "results.json").read_text())
+              for name in ("pixels", "trained")}
+    clip = sum(p.numel() for p in clip_encoder.load(small / "clip").parameters())
+    for kind in ("trainable", "total"):
+        assert counts["trained"][kind] - counts["pixels"][kind] == clip
+    held = weights.read(tmp_path / "trained" / "adapter.safetensors")
+    before = dict(clip_encoder.load(small / "clip").named_parameters())
+    moved = [n for n in before if not torch.equal(held[f"clip.{n}"], before[n])]
+    assert len(moved) > len(before) / 2
+    again = train.run(train.read_run(str(tmp_path / "trained")), only_test=True)
+    assert again["average"] == counts["trained"]["average"]
+
+
+def test_a_packed_folder_serves_without_pictures(small, done, tmp_path):
+    packed, = (small / "world" / "features").iterdir()
+    train.main(arguments(small, tmp_path / "out", "--features", str(packed), "--images", "nowhere",
+                         "--log-every", "5"))
+    a, b = (weights.read(d / "adapter.safetensors") for d in (tmp_path / "out", done))
+    assert all(torch.equal(a[n], b[n]) for n in b)
+
+
+def test_pre_training_on_pictures(small, tmp_path):
+    """A full run is a language model and a visual embedding that any method starts from."""
+    train.main(arguments(small, tmp_path / "full", "--method", "full", "--epochs", "1",
+                         "--tasks", "vqa,caption"))
+    full = weights.read(tmp_path / "full" / "adapter.safetensors")
+    train.main(arguments(small, tmp_path / "a", "--pretrained", str(tmp_path / "full"),
+                         "--epochs", "0", "--tasks", "vqa"))
+    started = weights.read(tmp_path / "a" / "adapter.safetensors")
+    assert all(torch.equal(started[n], full[n]) for n in started if ".tune." not in n)
+    assert any("norm" in n for n in started) and any(n.startswith("visual.") for n in started)
+    config = train.read_run(str(tmp_path / "a"))
+    m, _ = train.build(config, train.prepare(config))
+    assert torch.equal(m.lm.shared.weight, full["lm.shared.weight"])
+    with pytest.raises(SystemExit, match="--pretrained .*cannot be loaded.*missing"):
+        train.main(arguments(small, tmp_path / "b", "--pretrained", str(tmp_path / "a")))
+
+
 # spec/training.md, "Recipes"
 PUBLISHED = [
     ("image", False, "full", 1e-4, 500, 20, False),
@@ -230,6 +282,9 @@ BAD = [
     (["--data", "nowhere"], "nowhere"), (["--dropout", "2"], "--dropout"),
     (["--lr", "nan"], "--lr"), (["--warmup", "-1"], "--warmup"), (["--device", "tpu"], "'cuda'"),
     (["--images", "nowhere"], "nowhere"), (["--test", "nowhere"], "--test"),
+    (["--train-clip", "yes"], "--features none"), (["--features", "nowhere"], "nowhere"),
+    (["--features", "x", "--control", "random-clip"], "random-clip"),
+    (["--pretrained", "nowhere"], "nowhere"),
     (["--set", "rr=3"], "rr=3"), (["--set", "r"], "FIELD=VALUE"), (["--set", "r=x"], "r is 'x'"),
     (["--set", "decoder.ffn=adapter+small"], "tokens to come"), (["--init", "nowhere"], "nowhere"),
     (["--set", "encoder.cross_attn=lora"], "no site 'encoder.cross_attn'"),

@@ -1,0 +1,59 @@
+"""ask.py: the shipped tiny run, built-in scenes, pictures of one's own, errors."""
+from random import Random
+
+import pytest
+from PIL import Image
+
+import ask
+import data
+import world
+
+
+def lines(capsys, *argv: str) -> list[str]:
+    ask.main(list(argv))
+    return capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize("task", data.TASKS)
+def test_a_built_in_scene(capsys, task):
+    """The scene in words, the question with the right answer, then answers with probabilities."""
+    found = lines(capsys, "--task", task, "--seed", "3")
+    scenes = 2 if task == "nlvr" else 1
+    assert all(line.startswith("scene: ") for line in found[:scenes])
+    assert found[scenes].startswith(task) and "(right: " in found[scenes]
+    answers = [line.split("%") for line in found[scenes + 1:]]
+    assert len(answers) == (2 if task == "nlvr" else 5)
+    p = [float(number) for number, _ in answers]
+    assert 0 < sum(p) <= 100.1 and (task != "nlvr" or sum(p) == pytest.approx(100, abs=0.2))
+
+
+def test_it_sees(capsys):
+    """Of 20 built-in scenes the shipped run answers most as it should; blind it could not."""
+    right = 0
+    for seed in range(20):
+        found = lines(capsys, "--task", "vqa", "--seed", str(seed))
+        right += found[1].endswith(f"(right: {found[2].split('%')[1].strip()})")
+    assert right >= 12
+
+
+def test_a_picture_of_ones_own(capsys, tmp_path):
+    path = tmp_path / "photo.png"
+    world.render((("circle", "red", "large", "center"),), Random(0)).save(path)
+    found = lines(capsys, "--image", str(path), "what color is the circle?")
+    assert found[1].split("%")[1].strip() == "red"
+    assert len(lines(capsys, "--image", str(path), "--task", "caption")) == 6
+    both = ["--image", str(path), "--image", str(path), "--task", "nlvr"]
+    assert len(lines(capsys, *both, "both pictures have a red circle")) == 3
+
+
+def test_errors_are_one_sentence(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    for argv, named in ((["--image", str(tmp_path / "text.png"), "what?"], "text.png"),
+                        (["--image", str(tmp_path / "none.png"), "what?"], "none.png"),
+                        (["--image", str(tmp_path / "a.png")], "needs a question"),
+                        (["--image", str(tmp_path / "a.png"), "--task", "nlvr", "x"], "2 times"),
+                        (["--run", "nowhere"], "nowhere is no run folder")):
+        with pytest.raises(SystemExit, match=named) as error:
+            ask.main(argv)
+        assert "\n" not in str(error.value)
