@@ -301,19 +301,25 @@ def predict(m: VLModel, tok, features, examples: list[data.Example], config: Con
     return [back[i] for i in range(len(examples))]
 
 
-def test(m: VLModel, tok, features, examples: dict[str, list], config: Config) -> dict:
-    """Scores of every task, and the average of their headlines; writes predictions/."""
+def test(m: VLModel, tok, features, examples: dict[str, list], config: Config,
+         split: str = "test") -> dict:
+    """Scores of every task, and the average of their headlines ("submit" has neither); writes
+    predictions/ and submissions/."""
     results = {}
     for task, some in examples.items():
-        answers = predict(m, tok, features, some, config)
-        results[task] = metrics.score(task, answers, some)
-        save_json(Path(config.out) / "predictions" / f"{task}.json",
+        answers, name = predict(m, tok, features, some, config), task
+        if split != "submit":
+            results[task] = metrics.score(task, answers, some)
+        if split != "test":
+            name = f"{task}-{split}"
+        save_json(Path(config.out) / "predictions" / f"{name}.json",
                   [{"id": ex.id, "answer": a} for ex, a in zip(some, answers)])
         try:
-            data.submission(task, answers, some, Path(config.out) / "submissions" / task)
+            data.submission(task, answers, some, Path(config.out) / "submissions" / name)
         except ValueError as why:                # a data set of one's own may have other ids
             print(f"{task}: no submission file was written: {why}")
-    results["average"] = sum(next(iter(s.values())) for s in results.values()) / len(results)
+    if results:
+        results["average"] = sum(next(iter(s.values())) for s in results.values()) / len(results)
     return results
 
 
@@ -458,6 +464,8 @@ def parse(argv: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
                             help="by recipe" if f.default is None else f"default {f.default!r}")
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with")
     parser.add_argument("--test", metavar="RUN", help="run folder to test again")
+    parser.add_argument("--split", default="test", choices=("val", "test", "submit"),
+                        help="with --test: submit is what a benchmark's server scores")
     args = parser.parse_args(argv)
     return Config(**{f.name: getattr(args, f.name) for f in fields(Config)}), args
 
@@ -481,13 +489,14 @@ def read_run(folder: str) -> Config:
     return resolve(replace(Config(**content), out=str(folder)))
 
 
-def run(config: Config, resume: bool = False, only_test: bool = False) -> dict:
+def run(config: Config, resume: bool = False, only_test: bool = False,
+        split: str = "test") -> dict:
     """Trains (unless only_test) and tests. Nothing is written before all of the input was read."""
     started, out = time.time(), Path(config.out)
     if config.data == WORLD:
         world.write(WORLD)
     examples = {} if only_test else load_examples(config, "train")
-    tests = load_examples(config, "test")
+    tests = load_examples(config, split)
     features = prepare(config)
     for some in (examples, tests):
         check_pictures(config, some, features)
@@ -510,7 +519,10 @@ def run(config: Config, resume: bool = False, only_test: bool = False) -> dict:
         out.mkdir(parents=True, exist_ok=True)
         save_json(out / "config.json", asdict(config))
         train(m, tok, features, examples, config, resume)
-    results = test(m, tok, features, tests, config)
+    results = test(m, tok, features, tests, config, split)
+    if not results:
+        print(f"answers without scores are in {out / 'submissions'}")
+        return results
     seconds = time.time() - started
     table = report(config, results, counts, seconds)
     if not only_test:
@@ -530,6 +542,8 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError("--test and --resume take all settings from the run's folder: "
                                  "give one of them, and at most --device beside it")
             config = replace(read_run(args.resume or args.test), device=config.device)
+        elif args.split != "test":
+            raise ValueError("--split needs --test RUN: training ends with a test of split test")
         else:
             config = resolve(config)
             if file := next((p for p in Path(config.out).parents if p.is_file()), None):
@@ -538,7 +552,7 @@ def main(argv: list[str] | None = None) -> None:
             if Path(config.out).exists():
                 raise FileExistsError(f"{config.out} exists: name another --out, delete it, or go "
                                       f"on with --resume {config.out}")
-        run(config, bool(args.resume), bool(args.test))
+        run(config, bool(args.resume), bool(args.test), args.split)
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:

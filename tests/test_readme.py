@@ -24,7 +24,7 @@ def test_every_file_is_introduced():
 
 def test_flags_exist():
     known = {train.flag(f.name) for f in dataclasses.fields(train.Config)}
-    known |= {"--test", "--resume", "--help"}
+    known |= {"--test", "--resume", "--help", "--split"}
     for line in re.findall(r"python train\.py.*", README):
         assert set(re.findall(r"--[\w-]+", line.split("`")[0])) <= known, line
 

@@ -87,6 +87,27 @@ def test_the_adapter_file_gives_the_same_numbers(done, tmp_path):
     assert {k: v for k, v in old.items() if k in new} == new and "average" in new
 
 
+def test_other_splits(small, done, tmp_path, capsys):
+    """val is scored, submit is only answered; the test's files stay as they were."""
+    again = tmp_path / "again"
+    shutil.copytree(done, again)
+    before = (again / "results.json").read_bytes()
+    train.main(["--test", str(again), "--split", "val"])
+    assert "**average**" in capsys.readouterr().out
+    assert (again / "submissions" / "nlvr-val.csv").exists()
+    assert (again / "results.json").read_bytes() == before
+    with pytest.raises(SystemExit, match="submit"):              # the world has no such files
+        train.main(["--test", str(again), "--split", "submit"])
+    shutil.copytree(small / "world", tmp_path / "world")
+    shutil.copy(tmp_path / "world/vqa/karpathy_test.json", tmp_path / "world/vqa/test.json")
+    config = replace(train.read_run(str(again)), tasks="vqa", data=f"{tmp_path}/world")
+    assert train.run(config, only_test=True, split="submit") == {}
+    rows = json.loads((again / "submissions" / "vqa-submit.json").read_text())
+    assert rows and rows[0].keys() == {"question_id", "answer"}
+    with pytest.raises(SystemExit, match="--split needs --test"):
+        train.main(["--split", "val"])
+
+
 def test_resuming_is_exact(small, done, tmp_path, monkeypatch):
     """Killed in the middle of the second epoch and resumed = undisturbed, to the last bit."""
     out, loss, calls = tmp_path / "out", train.VLModel.loss, []
