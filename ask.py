@@ -11,15 +11,16 @@ of weights/tiny-vlpet, which knows drawn shapes and nothing else.
 """
 import argparse
 import sys
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from random import Random
 
 import torch
 
-import clip_encoder
 import data
 import train
+import weights
 import world
 from features import Pixels
 
@@ -36,7 +37,8 @@ class Seen(Pixels):
 
 def answers(m, tok, example: data.Example, features, config: train.Config,
             beams: int = 5) -> list[tuple[str, float]]:
-    """The best answers and their probabilities: nlvr's two, else those of `beams` beams."""
+    """The best answers and their probabilities: nlvr's two, else those of `beams` beams, in the
+    order of log p / length."""
     batch = data.collate([example], tok, features, task_names=config.task_names,
                          boxes=config.boxes).to(train.device_of(config))
     m.eval()
@@ -44,8 +46,11 @@ def answers(m, tok, example: data.Example, features, config: train.Config,
         p = m.choose(batch, train.choice_tokens(tok))[0].tolist()
         return sorted(zip(data.CHOICES, p), key=lambda found: -found[1])
     text, logp = m.beams(batch, beams)
-    return [(train.answer_text(tok, row), p)
-            for row, p in zip(text[0].tolist(), logp[0].exp().tolist())]
+    found = {}                                  # spellings that differ in blanks are one answer
+    for row, p in zip(text[0].tolist(), logp[0].exp().tolist()):
+        words = train.answer_text(tok, row).strip()
+        found[words] = found.get(words, 0.0) + p
+    return list(found.items())
 
 
 def built_in(task: str, seed: int) -> tuple[dict[str, BytesIO], str, str]:
@@ -64,6 +69,8 @@ def run(args: argparse.Namespace) -> None:
     if args.image and len(args.image) != needed:
         raise ValueError(f"{args.task} looks at {needed} picture{'s' * (needed - 1)}: give --image "
                          f"{needed} time{'s' * (needed - 1)}, not {len(args.image)}")
+    if args.task == "caption" and args.question:
+        raise ValueError("a caption needs no question")
     if args.image and not args.question and args.task != "caption":
         raise ValueError(f"{args.task} needs a question or statement behind the flags")
     config, right = train.read_run(args.run), ""
@@ -74,29 +81,35 @@ def run(args: argparse.Namespace) -> None:
         pictures, question, right = built_in(args.task, args.seed)
         if args.question:
             question, right = args.question, ""
-    features = (Pixels if config.features == "none" else Seen)(clip_encoder.load(config.clip),
-                                                               pictures)
+    if args.clip:
+        config = replace(config, clip=args.clip)
+    features = (Pixels if config.features == "none" else Seen)(train.load_tower(config), pictures)
+    trained = Path(args.run) / "adapter.safetensors"
+    train.check_tower(weights.read(trained).metadata, features.settings, "give its path as --clip")
     m, tok = train.build(config, features)
-    m.load_trained(Path(args.run) / "adapter.safetensors")
+    m.load_trained(trained)
     example = data.Example(args.task, 0, question, tuple(pictures), {})
     found = answers(m, tok, example, features, config)
     print(f"{args.task}: {question}".rstrip(": ") + f"   (right: {right})" * bool(right))
     for text, p in found:
-        print(f"{100 * p:6.1f} %  {text.strip()}")
+        print(f"{100 * p:6.1f} %  {text}")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Asks a trained run about a picture.")
     parser.add_argument("question", nargs="?", default="", help="or NLVR2's statement")
     parser.add_argument("--run", default=TINY, help=f"run folder of train.py; default {TINY}")
+    parser.add_argument("--clip", default="", help="where the run's CLIP is now")
     parser.add_argument("--image", action="append", default=[], help="twice for nlvr; none: a "
                         "scene of the built-in world")
-    parser.add_argument("--task", default="vqa", choices=tuple(data.TASKS))
+    parser.add_argument("--task", default="vqa", choices=world.TASKS)
     parser.add_argument("--seed", type=int, default=0, help="of the built-in scene")
     try:
         run(parser.parse_args(argv))
     except (ValueError, OSError) as error:
         sys.exit(f"ask.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("ask.py: interrupted")
 
 
 if __name__ == "__main__":

@@ -102,6 +102,8 @@ class ViT(nn.Module):
         self.config = dict(width=width, layers=layers, heads=heads, patch=patch, size=size, out=out,
                            ffn=ffn or 4 * width, activation=activation, eps=eps)
         self.size, self.features = size, width                                       # F = W
+        # What only CLIP's vector passes through: a loss on the grid does not reach it.
+        self.pooled_only = (f"blocks.{layers - 1}.", "norm_post.", "project.")
         self.patch = nn.Conv2d(3, width, patch, patch, bias=False)
         self.cls = nn.Parameter(torch.randn(width) * width ** -0.5)
         self.positions = nn.Parameter(torch.randn(1 + (size // patch) ** 2, width) * width ** -0.5)
@@ -185,7 +187,7 @@ class ResNet(nn.Module):
     def __init__(self, width: int, layers: tuple[int, ...], heads: int, size: int, out: int):
         super().__init__()
         self.config = dict(width=width, layers=layers, heads=heads, size=size, out=out)
-        self.size, self.features = size, 32 * width
+        self.size, self.features, self.pooled_only = size, 32 * width, ("positions", "attn.")
         self.conv1, self.bn1 = conv(3, width // 2, 3, stride=2), BatchNorm(width // 2)
         self.conv2, self.bn2 = conv(width // 2, width // 2, 3), BatchNorm(width // 2)
         self.conv3, self.bn3 = conv(width // 2, width, 3), BatchNorm(width)

@@ -3,8 +3,8 @@
 TASKS is the whole answer for the eye: what each task reads, how its text and its answer look, how
 long they may be, how many examples share a batch, how an answer is decoded. Above it: readers of
 the published files, in the layout of VL-T5 (arXiv 2102.02779), which both papers train on, and in
-the benchmarks' own. Below it: collation into tensors, the sampler that mixes the tasks, and the
-files that the benchmarks' servers take.
+the benchmarks' own (of clips: video.py). Below it: collation into tensors, the sampler that mixes
+the tasks, and the files that the benchmarks' servers take.
 
     examples = load("vqa", "train", "data")          # reads data/vqa/karpathy_train.json
     for task, indices in batches({"vqa": examples}, b=64, epoch=0, seed=42): ...
@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import download
+import video
 from metrics import normalize_answer
 from records import records, take
 
@@ -47,9 +48,10 @@ class Example:
     task: str
     id: int | str  # as published: question_id, nlvr's identifier, cocoid
     text: str  # the question or sentence; "" for captions
-    images: tuple[str, ...]  # picture ids: two for nlvr, else one
+    images: tuple[str, ...]  # picture ids: two for nlvr, else one; a video task's: one video
     targets: dict[str, float]  # answer -> soft score in (0, 1]; may be empty in a test split
     references: list[str] | None = None  # what the metric compares with: raw answers or captions
+    context: str = ""  # a clip's subtitles: they stand before the text, cut to the room it leaves
 
 
 # ----------------------------------------------------------------------------------------- readers
@@ -211,6 +213,11 @@ def read_coco(split: str, paths: list[Path]) -> Iterator[Example]:
         yield from captioned(split, number, image, captions.get(number, []))
 
 
+def read_video(task: str, split: str, paths: list[Path]) -> Iterator[Example]:
+    """VALUE's lines about video clips."""
+    return (Example(**found) for found in video.read(task, split, paths))
+
+
 CHOICES = ("false", "true")  # nlvr's answers
 LABELS = {0: "false", 1: "true", "False": "false", "True": "true"}
 KARPATHY = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -237,11 +244,21 @@ class Task:
     prefix: str  # the task's name in the encoder text
     text_tokens: int | None  # longest encoder text and target, special tokens included
     target_tokens: int
-    share: tuple[int, int]  # batch size as a fraction of vqa's
+    share: tuple[int, int]  # batch size as a fraction of the base b, which is vqa's
     loss: str  # mean over "examples", over "tokens" of the batch, or over examples times "score"
     decode: str  # "greedy", "beam" (5 beams) or "choice" (compare the logits of CHOICES)
     submit: tuple[type, str, str]  # what the benchmark's ids are, its fields of ids and answers
     layouts: tuple[Layout, ...]
+    clips: bool = False  # an example shows a clip: frames with subtitles; then its name ends a text
+
+
+def video_task(task: str, subtitles: str, submit: tuple[type, str, str]) -> Task:
+    """A task of VALUE; the answers of its test_public split may be there or not."""
+    names = dict(train="train", val="val", test="test_public", submit="test_public")
+    files = {split: f"video/ann/{task}/{task}_{name}_release.jsonl video/ann/{subtitles}"
+             for split, name in names.items()}
+    layouts = (Layout("VALUE's files", partial(read_video, task), files),)
+    return Task(f"{task}: ", 600, 20, (1, 1), "examples", "beam", submit, layouts, clips=True)
 
 
 # fmt: off
@@ -286,6 +303,10 @@ TASKS = {
             train="COCO/captions_train2014.json", val="COCO/captions_val2014.json",
             test="COCO/captions_val2014.json", submit="COCO/image_info_test2014.json"),
             NO_SPLIT))),
+    "tvqa": video_task("tvqa", "tv_subtitles.jsonl", (str, "qid", "answer_idx")),
+    "how2qa": video_task("how2qa", "how2_subtitles.jsonl", (str, "qid", "answer_idx")),
+    "tvc": video_task("tvc", "tv_subtitles.jsonl", (int | str, "clip_id", "descs")),
+    "yc2c": video_task("yc2c", "yc2_subtitles.jsonl", (int | str, "clip_id", "descs")),
 }
 # fmt: on
 
@@ -331,9 +352,10 @@ def load(task: str, split: str, folder: str | Path) -> list[Example]:
     """The examples of one split ("train", "val", "test", "submit"), in the files' order.
 
     Large files show a bar, and of no file more than its examples is held: 1.5 M of GQA's training
-    questions, 1.3 GB, in 400 MB. "submit" has no targets. Training examples without any scored
-    answer are left out (their number is printed); in the other splits they stay, as the metric
-    counts them. ValueError names file, record and field of what is missing, broken or empty.
+    questions, 1.3 GB, in 630 MB (220 of them PyTorch's). "submit" has no targets. Training
+    examples without any scored answer are left out (their number is printed); in the other splits
+    they stay, as the metric counts them. ValueError names file, record and field of what is
+    missing, broken or empty.
     """
     if task not in TASKS:
         raise ValueError(f"there is no task {task!r}; the tasks are {list(TASKS)}.")
@@ -348,6 +370,14 @@ def load(task: str, split: str, folder: str | Path) -> list[Example]:
         raise ValueError(f"{task} {split}: {' and '.join(map(str, paths))} has no "
                          f"{'answered ' if found else ''}example of this split.")
     if split != "train":
+        people = {ex.id: ex.references for ex in found if task == "vqa" and ex.references}
+        if few := [i for i, answers in people.items() if len(answers) < 4]:
+            raise ValueError(f"vqa {split}: question {few[0]!r} has {len(people[few[0]])} answers, "
+                             "and three other people must agree to make one right: take VL-T5's "
+                             "layout and its 'label' alone.")
+        if twice := [i for i, n in Counter(ex.id for ex in found).items() if n > 1]:
+            raise ValueError(f"{task} {split}: {paths[0]} has id {twice[0]!r} more than once and "
+                             "would score it so: take the others out.")
         return found
     if missing := len(found) - len(answered):
         print(f"{task} train: {missing} of {len(found)} examples have no answer and are left out")
@@ -359,15 +389,15 @@ def load(task: str, split: str, folder: str | Path) -> list[Example]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples as tensors. Visual axis: P pictures x N tokens, row-major each."""
+    """Examples as tensors. Visual axis: P pictures x N tokens, row-major each; or N frames."""
 
     tasks: tuple[str, ...]  # B: the task of each example
     input_ids: Tensor  # B, L long, padded on the right
     feats: Tensor  # B, P*N, F float32; or pixels of all pictures, example by example: ., 3, H, W
-    boxes: Tensor  # B, P*N, 4 float32: x1, x2, y1, y2 in 0..1 (zeros if so wished)
+    boxes: Tensor  # B, P*N, 4 float32: x1, x2, y1, y2 in 0..1 (zeros if so wished); frames: all
     image_ids: Tensor  # B, P*N long: 0 for the first picture, 1 for the second
     order_ids: Tensor  # B, P*N long: 0..N-1, again for each picture
-    seen: Tensor | None  # B, P*N bool: False on padding (where some have two pictures); None: all
+    seen: Tensor | None  # B, P*N bool: False on what fills up (pictures, frames); None: all
     labels: Tensor  # B, T long, -100 on padding
     weights: Tensor  # B float32: of the cross-entropy of each of the example's target tokens
 
@@ -400,10 +430,39 @@ def token_ids(tokenizer, text: str, max_length: int | None) -> list[int]:
     return tokenizer.encode(text, max_length=max_length)
 
 
+def text_ids(example: Example, tokenizer, task_names: bool = True) -> list[int]:
+    """The encoder's text. Of a clip: subtitles, question and choices, task name, where only the
+    subtitles are ever cut; ValueError where the rest alone is longer than allowed."""
+    task = TASKS[example.task]
+    name, most = task.prefix if task_names else "", task.text_tokens
+    if not task.clips:
+        return token_ids(tokenizer, name + example.text, most)
+    # One space ties the parts, for BART tells " Who" from "Who"; T5 does not.
+    text = f"{example.text} {name}".strip()
+    ids = token_ids(tokenizer, f" {text}" if example.context and text else text, None)
+    if len(ids) > most:
+        raise ValueError(f"{example.task} {example.id!r}: its question and choices take {len(ids)} "
+                         f"tokens, and {most} fit: shorten them.")
+    if not example.context:
+        return ids
+    first = len(token_ids(tokenizer, "", None)) - 1  # BART begins with <s>; both end with </s>
+    said = token_ids(tokenizer, example.context, None)[first:-1]
+    return ids[:first] + said[: most - len(ids)] + ids[first:]
+
+
 def pad(rows: list[list[int]], value: int) -> Tensor:
     """Lists of ids, filled up on the right to the longest."""
     longest = max(map(len, rows))
     return torch.tensor([row + [value] * (longest - len(row)) for row in rows], dtype=torch.long)
+
+
+def frames_seen(ids: list[str], features, tokens: int) -> Tensor:
+    """(B, N): which of a clip's N frames are real; a shorter clip is filled up at its end."""
+    real = features.frames(ids) if hasattr(features, "frames") else None
+    if real is None:
+        raise ValueError(f"the features of {ids[0]!r} are of pictures, and its task shows clips: "
+                         "pack the frames of the videos.")
+    return torch.arange(tokens) < torch.tensor(real)[:, None]
 
 
 @lru_cache
@@ -433,38 +492,14 @@ def loss_weights(kinds: list[str], scores: Tensor, labels: Tensor) -> Tensor:
     return torch.where(scored, scores, 1.0) / mean / len(kinds)
 
 
-def collate(
-    examples: list[Example],
-    tokenizer,
-    features,
-    *,
-    task_names: bool = True,
-    boxes: str = "grid",
-    seed_key: tuple | None = None,
-) -> Batch:
-    """Examples -> Batch; they may belong to different tasks.
-
-    tokenizer: has encode(text, max_length=None) -> ids with special tokens, and pad_id.
-    features: has stack(picture ids) -> (pictures, N, F) float32; or it gives their pixels
-    (pictures, 3, H, W) and has `tokens`, the N that CLIP will make of each.
-    task_names: put the task's name ("vqa: ") before the text.
-    boxes: "grid" gives each visual token its cell's box; "zero" is what the papers' code feeds.
-    seed_key: (seed, epoch) when training, which draws the answers; None takes the best ones.
-    """
-    if boxes not in ("grid", "zero"):
-        raise ValueError(f"boxes is {boxes!r}; it may be 'grid' or 'zero'.")
-    tasks = [TASKS[ex.task] for ex in examples]
-    texts = [
-        token_ids(tokenizer, (task.prefix if task_names else "") + ex.text, task.text_tokens)
-        for ex, task in zip(examples, tasks)
-    ]
-    drawn = [draw_answer(ex, seed_key) for ex in examples]
-    answers = [
-        token_ids(tokenizer, answer, task.target_tokens) for (answer, _), task in zip(drawn, tasks)
-    ]
-    labels, scores = pad(answers, -100), torch.tensor([soft for _, soft in drawn])
-
-    feats = torch.as_tensor(features.stack([i for ex in examples for i in ex.images]))  # B*P, N, F
+def look(examples: list[Example], features, boxes: str, frames: str) -> dict[str, Tensor | None]:
+    """The fields of a Batch that say what there is to see."""
+    clips = TASKS[examples[0].task].clips
+    if any(TASKS[ex.task].clips != clips for ex in examples):
+        names = ", ".join(dict.fromkeys(ex.task for ex in examples))
+        raise ValueError(f"a batch holds pictures or clips, not both: {names}.")
+    ids = [i for ex in examples for i in ex.images]
+    feats = torch.as_tensor(features.stack(ids))  # B*P, N, F
     size, pictures = len(examples), [len(ex.images) for ex in examples]
     tokens = feats.shape[1] if feats.dim() == 3 else features.tokens
     most, seen = max(pictures), None
@@ -474,15 +509,57 @@ def collate(
         feats = feats.reshape(size, most * tokens, feats.shape[2])
     elif feats.dim() == 3:
         feats = pad_sequence([f.flatten(0, 1) for f in feats.split(pictures)], batch_first=True)
-    corners = grid_boxes(tokens) if boxes == "grid" else torch.zeros(tokens, 4)
-    return Batch(
-        tasks=tuple(ex.task for ex in examples),
-        input_ids=pad(texts, tokenizer.pad_id),
+    if clips and frames == "real":
+        seen = frames_seen(ids, features, tokens)
+    corners = torch.zeros(tokens, 4)
+    if boxes == "grid":
+        corners = torch.tensor([[0.0, 1, 0, 1]]).repeat(tokens, 1) if clips else grid_boxes(tokens)
+    return dict(
         feats=feats,
         boxes=corners.repeat(most, 1).expand(size, most * tokens, 4),
         image_ids=torch.arange(most).repeat_interleave(tokens).expand(size, most * tokens),
         order_ids=torch.arange(tokens).repeat(most).expand(size, most * tokens),
         seen=seen,
+    )
+
+
+def collate(
+    examples: list[Example],
+    tokenizer,
+    features,
+    *,
+    task_names: bool = True,
+    boxes: str = "grid",
+    frames: str = "real",
+    seed_key: tuple | None = None,
+) -> Batch:
+    """Examples -> Batch; they may belong to different tasks, all of pictures or all of clips.
+
+    tokenizer: has encode(text, max_length=None) -> ids with special tokens, and pad_id.
+    features: has stack(picture ids) -> (pictures, N, F) float32; or it gives their pixels
+    (pictures, 3, H, W) and has `tokens`, the N that CLIP will make of each. Of clips: stack(video
+    ids) -> (B, N, F), a token a frame, and frames(ids) says how many of the N are real.
+    task_names: put the task's name ("vqa: ") before the text.
+    boxes: "grid" gives each visual token its cell's box, a frame the whole; "zero" is what the
+    papers' code feeds.
+    frames: "real" hides what fills a short clip up; "all" shows it, as the papers' code does.
+    seed_key: (seed, epoch) when training, which draws the answers; None takes the best ones.
+    """
+    if boxes not in ("grid", "zero"):
+        raise ValueError(f"boxes is {boxes!r}; it may be 'grid' or 'zero'.")
+    if frames not in ("real", "all"):
+        raise ValueError(f"frames is {frames!r}; it may be 'real' or 'all'.")
+    tasks = [TASKS[ex.task] for ex in examples]
+    texts = [text_ids(ex, tokenizer, task_names) for ex in examples]
+    drawn = [draw_answer(ex, seed_key) for ex in examples]
+    answers = [
+        token_ids(tokenizer, answer, task.target_tokens) for (answer, _), task in zip(drawn, tasks)
+    ]
+    labels, scores = pad(answers, -100), torch.tensor([soft for _, soft in drawn])
+    return Batch(
+        tasks=tuple(ex.task for ex in examples),
+        input_ids=pad(texts, tokenizer.pad_id),
+        **look(examples, features, boxes, frames),
         labels=labels,
         weights=loss_weights([task.loss for task in tasks], scores, labels),
     )
@@ -492,7 +569,8 @@ def collate(
 
 
 def batch_size(task: str, b: int) -> int:
-    """Examples a batch of this task: b = 500 gives vqa 500, gqa 833, nlvr 166, caption 416."""
+    """Examples a batch of this task: b = 500 gives vqa 500, gqa 833, nlvr 166, caption 416; each
+    video task b."""
     part, whole = TASKS[task].share
     return max(1, b * part // whole)
 
@@ -523,12 +601,42 @@ def batches(
 # ------------------------------------------------------------------------------------- submissions
 
 
+# A form: (task, answers by id, examples) -> the file's ending and text.
+def as_list(task: str, rows: dict, examples: list[Example]) -> tuple[str, str]:
+    _, id_field, answer_field = TASKS[task].submit
+    listed = [{id_field: name, answer_field: answer} for name, answer in rows.items()]
+    return ".json", json.dumps(listed)
+
+
+def as_lines(task: str, rows: dict, examples: list[Example]) -> tuple[str, str]:
+    return ".csv", "".join(f"{name},{answer.capitalize()}\n" for name, answer in rows.items())
+
+
+def as_indices(task: str, rows: dict, examples: list[Example]) -> tuple[str, str]:
+    named = {f"a{k}": k for k in range(video.CHOICES[task])}
+    if odd := sum(answer not in named for answer in rows.values()):
+        print(f"{task} submission: {odd} of {len(rows)} answers are none of {', '.join(named)} and "
+              "are sent as 0")
+    return ".json", json.dumps({name: named.get(answer, 0) for name, answer in rows.items()})
+
+
+def as_descs(task: str, rows: dict, examples: list[Example]) -> tuple[str, str]:
+    lines = [{"vid_name": ex.images[0], "clip_id": ex.id, "descs": [{"desc": answer}]}
+             for ex, answer in zip(examples, rows.values())]
+    return ".jsonl", "".join(f"{json.dumps(line)}\n" for line in lines)
+
+
+FORMS = {"identifier": as_lines, "qid": as_indices, "clip_id": as_descs}  # by the ids' field
+
+
 def submission(task: str, answers: list[str], examples: list[Example], path: str | Path) -> Path:
     """Writes the file that the benchmark's server takes; returns its path, with the right ending.
 
-    vqa, gqa, caption: a JSON list of {id, answer}; nlvr: lines "identifier,True". The examples are
-    a whole split. ValueError where the server would refuse: not one answer an example, an id that
-    is there twice or of the wrong type, an answer that is none. Nothing is written then.
+    vqa, gqa, caption: a JSON list of {id, answer}; nlvr: lines "identifier,True"; tvqa, how2qa: a
+    JSON object {qid: index}, where an answer that is none of the choices is sent as 0 (their number
+    is printed); tvc, yc2c: a JSON object {vid_name, clip_id, descs} a line. The examples are a
+    whole split. ValueError where the server would refuse: not one answer an example, an id that is
+    there twice or of the wrong type, an answer that is none. Nothing is written then.
     """
     kind, id_field, answer_field = TASKS[task].submit
     if not examples or len(answers) != len(examples):
@@ -538,20 +646,20 @@ def submission(task: str, answers: list[str], examples: list[Example], path: str
     for ex, answer in zip(examples, answers):
         where = f"{task} submission, {id_field} {ex.id!r}"
         name = str(ex.id) if kind is str else ex.id
-        if ex.task != task or type(name) is not kind:
-            raise ValueError(f"{where}: it should be {kind.__name__}, an id of {task}.")
+        if ex.task != task or not isinstance(name, kind):
+            named = getattr(kind, "__name__", kind)
+            raise ValueError(f"{where}: it should be {named}, an id of {task}.")
         if name in rows:
             raise ValueError(f"{where}: it is there twice; the server takes one answer an id.")
         if not isinstance(answer, str) or task == "nlvr" and answer.strip() not in CHOICES:
             kinds = " or ".join(CHOICES) if task == "nlvr" else "text"
             raise ValueError(f"{where}: its answer should be {kinds}, not {answer!r:.60}.")
         rows[name] = answer.strip()
-    listed = [{id_field: name, answer_field: answer} for name, answer in rows.items()]
-    lines = [f"{name},{answer.capitalize()}\n" for name, answer in rows.items()]
-    path = Path(path).with_suffix(".csv" if task == "nlvr" else ".json")
+    ending, text = FORMS.get(id_field, as_list)(task, rows, examples)
+    path = Path(path).with_suffix(ending)
     path.parent.mkdir(parents=True, exist_ok=True)
     making = path.with_name(f".{path.name}.{os.getpid()}")
-    making.write_text("".join(lines) if task == "nlvr" else json.dumps(listed), encoding="utf-8")
+    making.write_text(text, encoding="utf-8")
     os.replace(making, path)
     return path
 

@@ -12,9 +12,11 @@ its command is given again, and ends with the same bytes: a batch always has the
 
     python features.py --clip weights/tiny-clip --images pictures/ --out packed/
     python features.py --hdf5 published/ --out packed/         # the papers' own features
+    python features.py --clip weights/tiny-clip --clips clips/ --out packed/   # see clips.py
+    python features.py --npz published/ --out packed/
     python -m pytest tests/test_features.py
 
-Axes: B batch, N tokens (a grid, row by row), F feature width.
+Axes: B batch, N tokens (a grid, row by row, or a clip's frames), F feature width.
 """
 import argparse
 import hashlib
@@ -31,6 +33,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import torch
@@ -39,6 +42,7 @@ from tqdm import tqdm
 
 import weights
 from clip_encoder import GRID, ResNet, ViT, decode, fingerprint, load, pool
+from clips import FRAMES, PICTURES, count_real, frame_files, list_clips, named, read_clip, read_npz
 
 try:
     import fcntl
@@ -47,7 +51,7 @@ except ImportError:                        # Windows: there, start one run a fol
 
 BATCH, SHARD = 64, 4096                    # pictures; a shard of RN101's features is 604 MB
 INDEX = "index.json"
-PICTURES, HDF5 = (".jpg", ".jpeg", ".png"), (".h5", ".hdf5")
+HDF5, NPZ = (".h5", ".hdf5"), (".npz",)
 
 
 @dataclass(frozen=True)
@@ -73,22 +77,21 @@ def list_files(folder: str | Path, endings: tuple[str, ...] = PICTURES) -> dict[
     """Id (file name without ending) -> file, for all such files below the folder, sorted."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give one with {', '.join(endings)}.")
-    found: dict[str, Path] = {}
-    for path in sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in endings):
-        if path.stem in found:
-            raise ValueError(f"{found[path.stem]} and {path} would have the same id, {path.stem!r} "
-                             "(the file name without its ending): rename one.")
-        found[path.stem] = path
+    found = named([(p, p.stem) for p in Path(folder).rglob("*") if p.suffix.lower() in endings
+                       and not p.name.startswith(".")])
     if not found:
         raise ValueError(f"{folder} holds no files that end in {', '.join(endings)}.")
     return found
 
 
-# ----------------------------------------------------------------------- pictures through a tower
+# -------------------------------------------------------------- pictures and clips through a tower
 
 def content(path: Path) -> str:
-    """16 hex digits of the file's bytes: copies of a picture are one row."""
+    """16 hex digits of the bytes of a file, or of a clip's frames in order: copies are one row."""
     try:
+        if path.is_dir():
+            frames = "".join(map(content, frame_files(path)))
+            return hashlib.sha256(frames.encode()).hexdigest()[:16]
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError:
         return str(path)                                     # read will say what is wrong with it
@@ -97,20 +100,27 @@ def content(path: Path) -> str:
 @torch.no_grad()
 def extract(clip: ViT | ResNet, folder: str | Path, out: str | Path, resize: str = "stretch",
             batch: int = BATCH, on_error: str = "stop", device: str | None = None,
-            shard: int = SHARD) -> list[str]:
+            shard: int = SHARD, clips: bool = False) -> list[str]:
     """The 36 tokens of every picture below `folder` -> the packed folder `out` for `Features`.
 
-    A picture that cannot be read ends the run (on_error "stop"; replace it and go on) or is left
-    out ("skip"). Returns the ids that were left out. What `out` already holds is kept if it was
-    made with the same settings from the same files; otherwise ValueError says what differs.
+    clips: of every clip there, CLIP's vectors of its frames. A picture (or clip with a frame) that
+    cannot be read ends the run (on_error "stop"; replace it and go on) or is left out ("skip").
+    Returns the ids that were left out. What `out` already holds is kept if it was made with the
+    same settings from the same files; otherwise ValueError says what differs.
     """
     if resize not in ("stretch", "crop"):
         raise ValueError(f"resize is 'stretch' or 'crop', not {resize!r}.")
-    files, device = list_files(folder), device or ("cuda" if torch.cuda.is_available() else "cpu")
+    files = list_clips(folder) if clips else list_files(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     clip = clip.to(device).eval()
-    settings = {"clip": fingerprint(clip), "resize": resize, "size": clip.size, "grid": GRID}
+    settings = {"clip": fingerprint(clip), "resize": resize, "size": clip.size}
+    if clips:
+        read = partial(read_clip, tower=clip, resize=resize, turn=Lock())
+        return pack(out, files, Recipe(
+            settings | {"frames": FRAMES}, (FRAMES, clip.config["out"]), content, read,
+            lambda rows: rows, batch, shard), on_error)
     return pack(out, files, Recipe(
-        settings, (GRID * GRID, clip.features), content,
+        settings | {"grid": GRID}, (GRID * GRID, clip.features), content,
         partial(decode, size=clip.size, resize=resize), lambda x: clip.encode(x.to(device)),
         batch, shard), on_error)
 
@@ -145,14 +155,29 @@ def convert(folder: str | Path, out: str | Path, batch: int = BATCH, on_error: s
         raise ModuleNotFoundError("HDF5 files are read by h5py, which is missing: "
                                   "pip install h5py") from None
     files = list_files(folder, HDF5)
-    grids = (read_grid(path, h5py.File) for path in files.values())
-    first = next((grid for grid in grids if not isinstance(grid, str)), None)
-    if first is None:
-        raise ValueError(f"none of the {len(files)} HDF5 files of {folder} can be read; the first: "
-                         f"{read_grid(next(iter(files.values())), h5py.File)}.")
+    first = first_read(files, partial(read_grid, open_file=h5py.File), f"HDF5 files of {folder}")
     return pack(out, files, Recipe(
         {"source": "hdf5", "grid": GRID}, (GRID * GRID, len(first)), lambda path: path.stem,
         partial(read_grid, open_file=h5py.File, like=first.shape), pool, batch, shard), on_error)
+
+
+def convert_npz(folder: str | Path, out: str | Path, batch: int = BATCH, on_error: str = "stop",
+                shard: int = SHARD) -> list[str]:
+    """One .npz file a clip, with "features" (T, F) -> a packed folder, as `extract`."""
+    files = list_files(folder, NPZ)
+    _, width = first_read(files, read_npz, f"npz files of {folder}").shape
+    return pack(out, files, Recipe(
+        {"source": "npz", "frames": FRAMES}, (FRAMES, width), content,
+        partial(read_npz, width=width), lambda x: x, batch, shard), on_error)
+
+
+def first_read(files: dict[str, Path], read: Callable[[Path], Tensor | str], kind: str) -> Tensor:
+    """The first file that can be read, which says what shape all must have."""
+    whole = (x for x in map(read, files.values()) if not isinstance(x, str))
+    if (first := next(whole, None)) is None:
+        path = next(iter(files.values()))
+        raise ValueError(f"none of the {len(files)} {kind} can be read; {path}: {read(path)}.")
+    return first
 
 
 # ----------------------------------------------------------------------------------------- packing
@@ -175,6 +200,7 @@ def pack(out: str | Path, files: dict[str, Path], recipe: Recipe,
          on_error: str = "stop") -> list[str]:
     """Writes what is missing of a packed folder. files: id -> file. Returns the ids left out."""
     out, sources, lost = Path(out), {}, set()        # sources: key -> file, the rows; lost: keys
+    frames: list[int] = []                           # of clips: how many of each row are real
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error is 'stop' or 'skip', not {on_error!r}.")
     if min(recipe.batch, recipe.shard) < 1:
@@ -188,11 +214,13 @@ def pack(out: str | Path, files: dict[str, Path], recipe: Recipe,
         for name, key in keys.items():
             sources.setdefault(key, files[name])
         check_room(out, len(sources), recipe)
-        with tqdm(total=len(sources), unit=" pictures") as bar:
+        with tqdm(total=len(sources), unit=" rows") as bar:
             for n, some in enumerate(slices(sources, recipe.shard)):
                 path = out / f"{n:05}.safetensors"
                 write_shard(path, some, recipe, on_error, threads, bar)
-                gone = weights.read(path)["features"][:, 0, 0].isnan().tolist()
+                rows = weights.read(path)["features"]
+                frames += count_real(rows) if "frames" in recipe.settings else []
+                gone = rows[:, 0, 0].isnan().tolist()
                 lost |= {key for key, yes in zip(some, gone) if yes}
                 if lost and on_error == "stop":
                     raise ValueError(f"{sources[min(lost)]} was left out when {path} was made: "
@@ -202,6 +230,7 @@ def pack(out: str | Path, files: dict[str, Path], recipe: Recipe,
                  "shape": [len(sources), *recipe.shape],
                  "skipped": [name for name, key in keys.items() if key in lost],
                  "ids": {name: row[key] for name, key in keys.items() if key not in lost}}
+        index |= {"frames": frames} if frames else {}
         unfinished = out / f"{INDEX}.unfinished"
         unfinished.write_text(json.dumps(index, indent=0), encoding="utf-8")
         os.replace(unfinished, out / INDEX)
@@ -356,7 +385,7 @@ def check_room(out: Path, rows: int, recipe: Recipe) -> None:
 # ----------------------------------------------------------------------------------------- reading
 
 class Features:
-    """Packed folders, mapped into memory: `ids`, `width` (F), `settings`, `skipped`, `stack`.
+    """Packed folders, mapped: `ids`, `width` (F), `settings`, `skipped`, `stack`, `frames`.
 
     folders: one, or several that were packed with the same settings.
     """
@@ -367,6 +396,7 @@ class Features:
         self.shards: list[Path] = []
         self.opened: dict[int, Tensor] = {}                       # shard -> its rows, M, N, F
         self.place: dict[str, tuple[int, int]] = {}               # id -> shard, row in it
+        self.real: dict[str, int] = {}                            # id of a clip -> frames
         self.skipped: list[str] = []
         kinds = []
         for folder in map(Path, folders):
@@ -382,6 +412,8 @@ class Features:
             first, size = len(self.shards), index["shard"]
             self.shards += [folder / f"{n:05}.safetensors" for n in range(math.ceil(rows / size))]
             self.place |= {i: (first + row // size, row % size) for i, row in index["ids"].items()}
+            if index["frames"]:
+                self.real |= {i: index["frames"][row] for i, row in index["ids"].items()}
             self.skipped += index["skipped"]
         if gone := [path for path in self.shards if not path.exists()]:
             raise FileNotFoundError(f"{gone[0]} is missing: pack again, which keeps the others.")
@@ -392,16 +424,24 @@ class Features:
         return len(self.ids)
 
     def stack(self, ids: list[str]) -> Tensor:
-        """The tokens of these pictures (B, N, F) in fp32; ValueError if one is not there."""
-        if lost := [i for i in ids if i not in self.place]:
-            raise ValueError(f"{self.folders} has no picture {lost[0]!r} among its {len(self)}: "
-                             "extract features from a folder that holds it.")
+        """The tokens of these pictures or clips (B, N, F) in fp32; zeros behind a clip's end."""
+        self.check(ids)
         out = torch.empty(len(ids), *self.shape)
         for row, (shard, n) in zip(out, (self.place[i] for i in ids)):
             if shard not in self.opened:
                 self.opened[shard] = weights.read(self.shards[shard])["features"]
             row.copy_(self.opened[shard][n])                      # read and cast in one pass
         return out
+
+    def frames(self, ids: list[str]) -> list[int] | None:
+        """How many of the tokens of each of these clips are real frames; None of pictures."""
+        self.check(ids)
+        return [self.real[i] for i in ids] if "frames" in self.settings else None
+
+    def check(self, ids: list[str]) -> None:
+        if lost := [i for i in ids if i not in self.place]:
+            raise ValueError(f"{self.folders} has no {'clip' if self.real else 'picture'} "
+                             f"{lost[0]!r} among its {len(self)}: pack a folder that holds it.")
 
 
 class Pixels:
@@ -413,6 +453,7 @@ class Pixels:
     def __init__(self, tower: ViT | ResNet, pictures: dict[str, Path]):
         self.tower, self.pictures, self.ids = tower, pictures, list(pictures)
         self.width, self.tokens = tower.features, GRID * GRID
+        self.settings = {"clip": fingerprint(tower), "resize": "stretch"}
         self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     def stack(self, ids: list[str]) -> Tensor:
@@ -433,33 +474,41 @@ def read_index(folder: Path) -> dict:
                                 "write it with features.py.")
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        return {k: index[k] for k in ("settings", "shard", "shape", "skipped", "ids")}
+        found = {k: index[k] for k in ("settings", "shard", "shape", "skipped", "ids")}
+        return found | {"frames": index["frames"] if "frames" in found["settings"] else None}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is no index of packed features: delete it and pack again, which "
                          "keeps the shards.") from None
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Packs the features of pictures into a folder.")
+    parser = argparse.ArgumentParser(description="Packs features of pictures or clips in a folder.")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--images", help="folder with jpg and png pictures; needs --clip")
+    source.add_argument("--clips", help="folder with a folder or a gif a clip; needs --clip")
     source.add_argument("--hdf5", help="folder with published features, an .h5 file a picture")
+    source.add_argument("--npz", help="folder with published features, an .npz file a clip")
     parser.add_argument("--clip", help="folder or .safetensors file of a CLIP tower")
     parser.add_argument("--out", required=True, help="packed folder to write or to go on with")
     parser.add_argument("--resize", choices=("stretch", "crop"), default="stretch")
-    parser.add_argument("--batch", type=int, default=BATCH, help="pictures that go through at once")
-    parser.add_argument("--shard", type=int, default=SHARD, help="pictures a file")
+    parser.add_argument("--batch", type=int, default=BATCH, help="pictures or clips at once")
+    parser.add_argument("--shard", type=int, default=SHARD, help="pictures or clips a file")
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop")
     args = parser.parse_args(argv)
-    if bool(args.images) != bool(args.clip):
-        parser.error("--images and --clip go together")
+    if bool(args.images or args.clips) != bool(args.clip):
+        parser.error("--clip goes with --images or --clips")
     try:
-        skipped = (convert(args.hdf5, args.out, args.batch, args.on_error, args.shard)
-                   if args.hdf5 else
-                   extract(load(args.clip), args.images, args.out, args.resize, args.batch,
-                           args.on_error, shard=args.shard))
+        if args.clip:
+            skipped = extract(load(args.clip), args.images or args.clips, args.out, args.resize,
+                              args.batch, args.on_error, None, args.shard, bool(args.clips))
+        else:
+            run = convert if args.hdf5 else convert_npz
+            skipped = run(args.hdf5 or args.npz, args.out, args.batch, args.on_error, args.shard)
     except (ImportError, OSError, ValueError) as error:
         print(f"features.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("features.py: interrupted; the same command goes on", file=sys.stderr)
         return 1
     if skipped:
         print(f"{len(skipped)} unreadable files left out: {', '.join(skipped)}", file=sys.stderr)

@@ -71,7 +71,8 @@ OPEN = {
     "norms": lambda model: norms(model.lm),
     "encoder.norms": lambda model: norms(model.lm.encoder),
     "biases": lambda model: biases(model.lm),
-    "clip": lambda model: model.clip.parameters(),
+    "clip": lambda model: (p for name, p in model.clip.named_parameters()
+                           if not name.startswith(model.clip.pooled_only)),
 }
 
 
@@ -251,7 +252,7 @@ class VLModel(nn.Module):
         parts = {"language model": [p for p in self.lm.parameters() if id(p) not in added],
                  "visual embedding": list(self.visual.parameters()), "method": self.added()}
         if self.method and "clip" in self.method.open:       # the papers do not count a frozen one
-            parts["CLIP"] = list(self.clip.parameters())
+            parts["CLIP"] = list(OPEN["clip"](self))
         parts["all"] = [p for ps in parts.values() for p in ps]
         return [(part, sum(p.numel() for p in ps if p.requires_grad), sum(p.numel() for p in ps))
                 for part, ps in parts.items()]

@@ -84,6 +84,8 @@ class Stream:
                 (value, end), why = DECODE(self.text, self.at), "no whole value"
             except json.JSONDecodeError as error:
                 end, why = len(self.text), error.msg
+            except (ValueError, RecursionError) as error:        # endless numbers, endless brackets
+                raise self.broken(str(error)) from None
             if end < len(self.text) and self.text[end] not in ".eE":
                 self.at = end
                 return value
@@ -147,7 +149,7 @@ def take(record: dict, names: tuple[str, ...], kind: type | tuple[type, ...], wh
         raise ValueError(f"{where} should be an object with fields, not {record!r:.60}.")
     for name in names:
         if name in record:
-            if isinstance(record[name], kind):
+            if isinstance(record[name], kind) and not isinstance(record[name], bool):
                 return record[name]
             kinds = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
             raise ValueError(f"{where}: {name!r} should be {kinds}, not {record[name]!r:.60}.")

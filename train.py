@@ -59,8 +59,8 @@ class Config:
     images: str = ""                     # folder of pictures; "": the data folder's images/
     lm: str = "weights/tiny-bart"        # folder of a T5 or BART
     clip: str = "weights/tiny-clip"      # folder or file of a CLIP image tower
-    features: str = ""                   # "": of the pictures, packed once; a packed folder; none:
-    #                                      the pictures themselves, CLIP stands in the model
+    features: str = ""                   # "": of the pictures, packed once; packed folders, a comma
+    #                                      between; none: pictures themselves, CLIP in the model
     train_clip: bool = False             # needs --features none
     pretrained: str = ""                 # run folder of row full: its language model and visual
     #                                      embedding are what the method starts from
@@ -74,6 +74,7 @@ class Config:
     clip_norm: float = 5.0
     dropout: float | None = None
     boxes: str = "grid"                  # "zero": as the papers' code feeds them
+    frames: str = "real"                 # "all": padding frames are seen, as in the papers' code
     precision: str = "fp32"              # or bf16 (autocast)
     beams: int = 5                       # of captions
     seed: int = 42
@@ -102,7 +103,6 @@ RECIPES = {
                         "*+*": (7e-4, 50, 20, True), "": (3e-4, 50, 7, True)},
 }
 RECIPES["video", "t5"] = RECIPES["video", "bart"]
-VIDEO = {"tvqa", "how2qa", "tvc", "yc2c"}
 
 
 # What a number may be: from, to (both allowed).
@@ -134,14 +134,21 @@ def resolve(config: Config) -> Config:
     for task in config.tasks.split(","):
         if task not in data.TASKS:
             raise ValueError(f"--tasks names {task!r}; the tasks are {', '.join(data.TASKS)}")
+        if data.TASKS[task].clips != shows_clips(config):
+            raise ValueError(f"--tasks {config.tasks} mixes pictures and clips: train them apart")
     one_of("boxes", ("grid", "zero"))
+    one_of("frames", ("real", "all"))
     one_of("precision", ("fp32", "bf16"))
     one_of("control", CONTROLS)
     one_of("device", ("", "cpu", "cuda"))
+    if config.features == "none" and shows_clips(config):
+        raise ValueError("--features none is for pictures: clips are packed")
     if config.train_clip and config.features != "none":
         raise ValueError("--train-clip yes needs --features none: packed features never change")
     if config.control == "random-clip" and config.features not in ("", "none"):
         raise ValueError("--control random-clip needs pictures, not packed --features")
+    if config.control.startswith("random") and config.pretrained:
+        raise ValueError(f"--control {config.control} beside --pretrained would be no control")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is 'cuda', but this PyTorch sees no CUDA device: leave it out")
     c = t5.read_config(config.lm)
@@ -153,10 +160,14 @@ def resolve(config: Config) -> Config:
         images=config.images or f"{config.data}/images", out=config.out or free_folder(config))
 
 
+def shows_clips(config: Config) -> bool:
+    return data.TASKS[config.tasks.split(",")[0]].clips
+
+
 def recipe(config: Config, is_t5: bool) -> dict:
     """The recipe's lr, batch, epochs and task_names for this backbone, data and row."""
     is_world = config.data == WORLD or (Path(config.data) / "world.json").is_file()
-    kind = "world" if is_world else "video" if set(config.tasks.split(",")) <= VIDEO else "image"
+    kind = "video" if shows_clips(config) else "world" if is_world else "image"
     table = RECIPES[kind, "t5" if is_t5 else "bart"]
     found = next(name for name in table if not name or fnmatchcase(config.method, name))
     return dict(zip(("lr", "batch", "epochs", "task_names"), table[found]))
@@ -181,23 +192,38 @@ def free_folder(config: Config) -> str:
 
 # ------------------------------------------------------------------------------- what is needed
 
-def prepare(config: Config) -> Features | Pixels:
-    """The pictures' features, extracted once for each CLIP and state of the picture folder; or
-    given as a packed folder; or the pictures themselves."""
-    if config.features not in ("", "none"):
-        return Features(config.features)
+def load_tower(config: Config):
+    """The CLIP of a run."""
     tower = clip_encoder.load(config.clip)
     if config.control == "random-clip":
         torch.manual_seed(0)
         tower = clip_encoder.randomized(tower)
-    pictures = list_files(config.images)
+    return tower
+
+
+def check_tower(held: dict[str, str], settings: dict, hint: str) -> None:
+    """A run must be shown what it was trained on. held: metadata of its adapter file."""
+    before = json.loads(held.get("features", "{}"))
+    if other := [k for k in ("clip", "resize") if before.get(k) != settings.get(k) and k in before]:
+        raise ValueError(f"this run saw pictures through another CLIP ({', '.join(other)}: "
+                         f"{before[other[0]]}, now {settings.get(other[0])}): {hint}")
+
+
+def prepare(config: Config) -> Features | Pixels:
+    """The pictures' features, extracted once for each CLIP and state of the picture folder; or
+    given as a packed folder; or the pictures themselves."""
+    if config.features not in ("", "none"):
+        return Features(config.features.split(","))
+    tower, clips = load_tower(config), shows_clips(config)
     if config.features == "none":
-        return Pixels(tower, pictures)
-    state = [clip_encoder.fingerprint(tower), *((i, p.stat().st_size) for i, p in pictures.items())]
+        return Pixels(tower, list_files(config.images))
+    files = (sorted(p for p in Path(config.images).rglob("*") if p.is_file()) if clips else
+             list_files(config.images).values())
+    state = [clip_encoder.fingerprint(tower), *((str(p), p.stat().st_size) for p in files)]
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     packed = Path(config.data) / "features" / f"{Path(config.clip).stem}-{digest}"
     if not (packed / INDEX).exists():
-        extract(tower, config.images, packed, device=device_of(config))
+        extract(tower, config.images, packed, device=device_of(config), clips=clips)
     return Features(packed)
 
 
@@ -215,6 +241,13 @@ def build(config: Config, features: Features | Pixels) -> tuple[VLModel, tokeniz
     m = VLModel(lm, features.width, features.tower if config.features == "none" else None)
     if config.pretrained:
         held = weights.read(Path(config.pretrained) / "adapter.safetensors")
+        c = json.loads(held.metadata["config"])
+        if c["method"] != "full" or c["set"]:
+            raise ValueError(f"--pretrained {config.pretrained} trained {c['method']}, not the "
+                             "whole model: name a run of --method full")
+        if c["train_clip"] and config.features != "none":
+            raise ValueError(f"--pretrained {config.pretrained} trained CLIP, too: packed features "
+                             "are from before that, use --features none")
         started = {n: p for n, p in m.named_parameters() if n in held or not n.startswith("clip.")}
         weights.load(started, held, where=f"--pretrained {config.pretrained}")
     method = rows.row(config.method, lm.config.is_t5, config.set)
@@ -252,9 +285,23 @@ class Shuffled:
     def stack(self, ids: list[str]) -> torch.Tensor:
         return self.features.stack([self.other.get(i, i) for i in ids])
 
+    def frames(self, ids: list[str]) -> list[int] | None:
+        return self.features.frames([self.other.get(i, i) for i in ids])
+
 
 def load_examples(config: Config, split: str) -> dict[str, list[data.Example]]:
-    return {task: data.load(task, split, config.data) for task in config.tasks.split(",")}
+    """The examples of every task; of split submit, of the tasks that have one."""
+    found = {}
+    for task in config.tasks.split(","):
+        try:
+            found[task] = data.load(task, split, config.data)
+        except ValueError as why:
+            if split != "submit":
+                raise
+            print(f"{task} is left out: {why}")
+    if not found:
+        raise ValueError(f"no task has questions to submit answers for in {config.data}")
+    return found
 
 
 def check_pictures(config: Config, examples: dict[str, list[data.Example]], features) -> None:
@@ -262,8 +309,9 @@ def check_pictures(config: Config, examples: dict[str, list[data.Example]], feat
     known = set(features.ids)
     for task, some in examples.items():
         if lost := {i for ex in some for i in ex.images} - known:
+            where = config.images if config.features in ("", "none") else features.folders
             raise ValueError(f"{task}: {len(lost)} pictures that its examples name are not in "
-                             f"{config.images}, the first is {min(lost)!r}: put them there (a "
+                             f"{where}, the first is {min(lost)!r}: put or pack them there (a "
                              "picture's name is its file's, without the ending)")
 
 
@@ -287,10 +335,11 @@ def predict(m: VLModel, tok, features, examples: list[data.Example], config: Con
     choices, answers = choice_tokens(tok), []
     size = 2 * data.batch_size(examples[0].task, config.batch)
     # Texts of one length share a batch: less padding to decode over.
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].text))
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].context + examples[i].text))
     for i in tqdm(range(0, len(order), size), f"test {examples[0].task}", leave=False):
         batch = data.collate([examples[j] for j in order[i:i + size]], tok, features,
-                             task_names=config.task_names, boxes=config.boxes).to(device_of(config))
+                             task_names=config.task_names, boxes=config.boxes,
+                             frames=config.frames).to(device_of(config))
         with autocast(config):
             if task.decode == "choice":
                 answers += [data.CHOICES[c] for c in m.choose(batch, choices).argmax(-1).tolist()]
@@ -416,6 +465,8 @@ def train(m: VLModel, tok, features, examples: dict[str, list], config: Config,
     per_epoch = data.steps_per_epoch(examples, config.batch)
     total = per_epoch * config.epochs
     first = load_last(out, m, optimizer) if resume else 0
+    if not resume:
+        save_last(out, m, optimizer, 0)                          # whatever happens can be resumed
     losses, started = defaultdict(list), time.time()
     with (open_log(out / "log.jsonl", first) as log,
           tqdm(total=total, initial=first, desc=f"train {config.method}") as bar):
@@ -428,7 +479,8 @@ def train(m: VLModel, tok, features, examples: dict[str, list], config: Config,
                     group["lr"] = learning_rate(step, total, config)
                 batch = data.collate([examples[task][i] for i in chosen], tok, features,
                                      task_names=config.task_names, boxes=config.boxes,
-                                     seed_key=(config.seed, epoch)).to(device_of(config))
+                                     frames=config.frames, seed_key=(config.seed, epoch))
+                batch = batch.to(device_of(config))
                 with autocast(config):
                     loss = m.loss(batch)
                 loss.backward()
@@ -447,8 +499,9 @@ def train(m: VLModel, tok, features, examples: dict[str, list], config: Config,
                     losses.clear()
                 if done % config.save_every == 0 or done % per_epoch == 0:
                     save_last(out, m, optimizer, done)
-    weights.write(out / "adapter.safetensors", m.trained(),
-                  {"config": json.dumps(asdict(config)), "method": config.method})
+    weights.write(out / "adapter.safetensors", m.trained(), {
+        "config": json.dumps(asdict(config)), "method": config.method,
+        "features": json.dumps(features.settings)})
 
 
 # ------------------------------------------------------------------------------- command line
@@ -491,7 +544,8 @@ def read_run(folder: str) -> Config:
 
 def run(config: Config, resume: bool = False, only_test: bool = False,
         split: str = "test") -> dict:
-    """Trains (unless only_test) and tests. Nothing is written before all of the input was read."""
+    """Trains (unless only_test) and tests. No run folder is made before all annotations are read,
+    all pictures found and the model is built."""
     started, out = time.time(), Path(config.out)
     if config.data == WORLD:
         world.write(WORLD)
@@ -512,6 +566,8 @@ def run(config: Config, resume: bool = False, only_test: bool = False,
     for part, trainable, total in counts:
         print(f"{part:18}{trainable:12,}{total:12,}{100 * trainable / max(1, total):9.4f}")
     if only_test:
+        held = weights.read(out / "adapter.safetensors").metadata
+        check_tower(held, features.settings, "give back the CLIP or the features that it had")
         m.load_trained(out / "adapter.safetensors")
     else:
         if config.init:
@@ -537,11 +593,15 @@ def main(argv: list[str] | None = None) -> None:
     config, args = parse(argv)
     try:
         if args.resume or args.test:
-            fixed = replace(config, device=Config.device)
-            if args.resume and args.test or fixed != Config():
+            # A trained run may be shown other data; what it is stays as it was.
+            free = ("device",) if args.resume else ("device", "tasks", "images", "features", "data")
+            given = {name: getattr(config, name) for name in free
+                     if getattr(config, name) != getattr(Config, name)}
+            if args.resume and args.test or replace(Config(), **given) != config:
                 raise ValueError("--test and --resume take all settings from the run's folder: "
-                                 "give one of them, and at most --device beside it")
-            config = replace(read_run(args.resume or args.test), device=config.device)
+                                 "give one of them, and beside it at most "
+                                 f"{', '.join(map(flag, free))}")
+            config = replace(read_run(args.resume or args.test), **given)
         elif args.split != "test":
             raise ValueError("--split needs --test RUN: training ends with a test of split test")
         else:
@@ -556,7 +616,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:
-        sys.exit(f"train.py: interrupted; go on with python train.py --resume {config.out}")
+        going_on = f"; go on with python train.py --resume {config.out}"
+        sys.exit("train.py: interrupted" + going_on * (Path(config.out) / "last").exists())
 
 
 if __name__ == "__main__":

@@ -176,7 +176,7 @@ def test_what_is_wrong_is_named(folder, task, name, content, message):
 
 def test_the_built_in_data_set_is_read(tmp_path):
     folder = world.write(tmp_path / "world", pictures=200, items=800, progress=False)
-    for task in data.TASKS:
+    for task in world.TASKS:
         for split in data.SPLITS:
             examples = data.load(task, split, folder)
             assert len(examples) >= 10 and all(ex.targets for ex in examples)
