@@ -12,6 +12,7 @@ from dataclasses import replace
 import data
 import metrics
 import pytest
+import readers
 import records
 import torch
 import world
@@ -339,8 +340,8 @@ def test_questions_to_submit_have_no_answers(layouts, folder):
 
 def test_soft_scores():
     people = ["Yes."] * 3 + ["yes", "the  dog", "dog", "two", "2", "2 ", "a"]
-    assert list(data.soft_scores(people).items()) == [("yes", 1.0), ("2", 0.9), ("dog", 0.6)]
-    assert data.soft_scores(["no"]) == {"no": 0.3} and data.soft_scores(["a"]) == {}
+    assert list(readers.soft_scores(people).items()) == [("yes", 1.0), ("2", 0.9), ("dog", 0.6)]
+    assert readers.soft_scores(["no"]) == {"no": 0.3} and readers.soft_scores(["a"]) == {}
 
 
 QUESTION = {"question_id": 1, "image_id": 2, "question": "Why?"}
