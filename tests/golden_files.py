@@ -132,8 +132,10 @@ def describe(g: SimpleNamespace) -> tuple[bool, adapters.Method]:
                 "prompt" if "encoder_prompt_len" in flags else "frozen")
     single = any(f.startswith("use_single") for f in flags) or kind in ("hyperformer", "frozen")
     row, changes = kind if single else f"{kind}-multiple", []
-    if "unfreeze_language_model" in flags:
-        row = "full"
+    for flag, other in (("unfreeze_layer_norms", "norms"), ("unfreeze_bias", "bitfit"),
+                        ("unfreeze_language_model", "full")):
+        if kind == "frozen" and flag in flags and not is_t5:
+            row = other
     if {"share_up_sampler", "share_down_sampler"} & flags.keys():
         row = "adapter-half-shared"
         if "share_down_sampler" in flags:
