@@ -1,22 +1,19 @@
 """clips.py and features.py: clips against the tower itself, against hand-worked rows, and kills."""
 import json
-import multiprocessing
-import time
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import clip_encoder
 import clips
 import features
 import weights
 from clip_encoder import HUGGING_FACE, ViT, pixels
 from clips import count_real, fit, frame_files, list_clips, read_npz
 from features import INDEX, Features, convert_npz, extract
+from killing import contents, kill_often
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +60,6 @@ def folder(tmp_path):
     write_animated(root / "webp.webp", range(4))
     (root / "notes.txt").write_text("no clip")
     return root
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
 def vectors(vit, count: int) -> torch.Tensor:
@@ -147,47 +140,15 @@ def test_a_changed_frame_is_noticed(vit, folder, tmp_path):
 
 # ------------------------------------------------------------------------------------------- kills
 
-def slow_main(argv: list[str], begun) -> None:
-    """The command line, with frames that take 2 ms each to read."""
-    def decode(path, size, resize):
-        time.sleep(0.002)
-        return clip_encoder.decode(path, size, resize)
-    clips.decode = decode
-    torch.set_num_threads(1)
-    begun.set()
-    raise SystemExit(features.main(argv))
-
-
-def spawn(*argv: str):
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._dynamo"])
-    begun = context.Event()
-    process = context.Process(target=slow_main, args=([*argv], begun))
-    process.start()
-    assert begun.wait(60)
-    return process
-
-
 def test_killed_at_random_moments(clip_folder, tmp_path):
     for n in range(40):
         write_frames(tmp_path / "in" / f"v{n:02}", range(n, n + 3 + n % 5))
     arguments = ["--clip", str(clip_folder), "--clips", str(tmp_path / "in"), "--batch", "2",
                  "--shard", "15", "--out"]
     assert features.main([*arguments, str(tmp_path / "whole")]) == 0
-    out, moment, undisturbed = tmp_path / "out", Random(0), contents(tmp_path / "whole")
-    total, early = sum(map(len, undisturbed.values())), []
-    for _ in range(3):
-        process = spawn(*arguments, str(out))
-        enough = moment.random() * 0.8 * total
-        while process.is_alive() and sum(p.stat().st_size for p in out.glob("0*.*")
-                                         if p.exists()) < enough:
-            time.sleep(0.002)
-        process.kill()
-        process.join()
-        early.append(not (out / INDEX).exists())
-    process = spawn(*arguments, str(out))
-    process.join()
-    assert process.exitcode == 0 and contents(out) == undisturbed and any(early)
+    out = tmp_path / "out"
+    kills = kill_often("clips", 0.002, arguments, contents(tmp_path / "whole"), out, 3)
+    assert any(early for early, _ in kills)
     assert Features(out).frames(["v00", "v04", "v39"]) == [3, 7, 7]
 
 

@@ -695,3 +695,39 @@ def test_the_order_depends_on_seed_and_epoch_alone():
     for other in others:  # another order of tasks, and other examples together in a batch
         assert [task for task, _ in other] != [task for task, _ in plan]
         assert {frozenset(part) for _, part in other} != {frozenset(part) for _, part in plan}
+
+
+# ----------------------------------------------------------------------------- what would be scored
+
+
+def vqa_test(folder, questions, people):
+    """VL-T5's test split with raw answers."""
+    (folder / "vqa").mkdir()
+    one = {"img_id": "a", "sent": "what ?", "label": {"red": 1}}
+    (folder / "vqa/karpathy_test.json").write_text(json.dumps(
+        [one | {"question_id": q} for q in questions]))
+    (folder / "vqa/v2_mscoco_val2014_annotations.json").write_text(json.dumps({"annotations": [
+        {"question_id": q, "answers": [{"answer": "red"}] * people} for q in set(questions)]}))
+    return folder
+
+
+def test_too_few_people_and_ids_twice_are_refused_before_anything_is_scored(tmp_path):
+    for name, questions, people, words in (
+            ("a", [1, 2], 3, "question 1 has 3 answers, and three other people must agree"),
+            ("b", [1, 2, 1], 10, "karpathy_test.json has id 1 more than once")):
+        (tmp_path / name).mkdir()
+        with pytest.raises(ValueError, match=words):
+            data.load("vqa", "test", vqa_test(tmp_path / name, questions, people))
+    (tmp_path / "c").mkdir()
+    assert len(data.load("vqa", "test", vqa_test(tmp_path / "c", [1, 2], 4))) == 2
+
+
+@pytest.mark.parametrize("text, words", [
+    ("[" * 100_000, "karpathy_train.json"), ("[" + "1" * 5000 + "]", "karpathy_train.json"),
+    ('[{"question_id": true, "img_id": "a", "sent": "", "label": {}}]', "'question_id' should be"),
+])
+def test_endless_json_and_truth_values_are_named(tmp_path, text, words):
+    (tmp_path / "vqa").mkdir()
+    (tmp_path / "vqa/karpathy_train.json").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        data.load("vqa", "train", tmp_path)

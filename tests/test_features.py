@@ -1,15 +1,11 @@
 """features.py: packed folders against the tower itself, against kills, and against h5py's files."""
 import json
-import multiprocessing
 import os
 import shutil
-import time
 import weakref
 from dataclasses import replace
 from itertools import count
-from contextlib import suppress
 from pathlib import Path
-from random import Random
 
 import golden_files
 import numpy as np
@@ -24,6 +20,7 @@ import features
 import weights
 from clip_encoder import HUGGING_FACE, ViT, pixels
 from features import INDEX, Features, Recipe, convert, extract, pack
+from killing import contents, kill_often, spawn
 
 SHARDS = ["00000.safetensors", "00001.safetensors", "00002.safetensors"]
 
@@ -55,10 +52,6 @@ def folder(tmp_path):
         picture(30 + i, 26, i).save(tmp_path / "in" / name)
     (tmp_path / "in" / "notes.txt").write_text("no picture")
     return tmp_path / "in"
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
 
 
 def close(a: torch.Tensor, b: torch.Tensor, within: float) -> bool:
@@ -126,26 +119,7 @@ def test_several_folders(vit, folder, tmp_path):
 
 # ------------------------------------------------------------------------------------------- kills
 
-def slow_extract(argv: list[str], begun) -> None:
-    """The command line, with pictures that take 10 ms each to read."""
-    def decode(path, size, resize):
-        time.sleep(0.01)
-        return clip_encoder.decode(path, size, resize)
-    features.decode = decode
-    torch.set_num_threads(1)
-    begun.set()
-    raise SystemExit(features.main(argv))
-
-
-def spawn(*argv: str):
-    """A process of its own, under way; forked from one that imported what takes seconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch._dynamo"])       # "meta" needs the second
-    begun = context.Event()
-    process = context.Process(target=slow_extract, args=([*argv], begun))
-    process.start()
-    assert begun.wait(60)
-    return process
+SLOW = ("features", 0.01)                          # seconds that reading a picture takes longer
 
 
 @pytest.fixture(scope="module")
@@ -157,45 +131,19 @@ def large(clip_folder, tmp_path_factory):
         picture(16, 16, i % 80).save(root / "in" / f"{i:02}.png")
     arguments = ["--clip", str(clip_folder), "--images", str(root / "in"), "--batch", "3",
                  "--shard", "32", "--out"]
-    process = spawn(*arguments, str(root / "out"))
+    process = spawn(*SLOW, *arguments, str(root / "out"))
     process.join()
     assert process.exitcode == 0
     return arguments, contents(root / "out")
 
 
-def kill_often(large, out: Path, kills: int, seed: int) -> list[tuple[bool, bool]]:
-    """SIGKILL at random amounts of written bytes, then to the end; of each kill: was it early, was
-    it in a shard?"""
-    (arguments, undisturbed), moment, found = large, Random(seed), []
-    total = sum(map(len, undisturbed.values()))
-
-    def written() -> int:
-        size = 0
-        for path in out.glob("0*"):
-            with suppress(FileNotFoundError):                     # just renamed
-                size += path.stat().st_size
-        return size
-    for _ in range(kills):
-        process = spawn(*arguments, str(out))
-        enough = written() + moment.random() * 0.9 * (total - written())
-        while process.is_alive() and written() < enough:
-            time.sleep(0.001)
-        process.kill()
-        process.join()
-        found.append((not (out / INDEX).exists(), bool([*out.glob("0*.unfinished")])))
-    process = spawn(*arguments, str(out))
-    process.join()
-    assert process.exitcode == 0 and contents(out) == undisturbed
-    return found
-
-
 def test_killed_at_random_moments(large, tmp_path):
-    early, in_a_shard = zip(*kill_often(large, tmp_path / "out", 5, 0))
+    early, in_a_shard = zip(*kill_often(*SLOW, *large, tmp_path / "out", 5))
     assert any(early) and any(in_a_shard)
 
 
 def test_two_processes_at_once(large, tmp_path):
-    both = [spawn(*large[0], str(tmp_path / "out")) for _ in range(2)]
+    both = [spawn(*SLOW, *large[0], str(tmp_path / "out")) for _ in range(2)]
     for process in both:
         process.join()
     assert [process.exitcode for process in both] == [0, 0]

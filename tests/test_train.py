@@ -342,6 +342,8 @@ BAD = [
     (["--train-clip", "yes"], "--features none"), (["--features", "nowhere"], "nowhere"),
     (["--features", "x", "--control", "random-clip"], "random-clip"),
     (["--pretrained", "nowhere"], "nowhere"),
+    (["--pretrained", "x", "--control", "random-lm"], "no control"),
+    (["--tasks", "tvqa", "--features", "none"], "for pictures"), (["--frames", "some"], "'real'"),
     (["--set", "rr=3"], "rr=3"), (["--set", "r"], "FIELD=VALUE"), (["--set", "r=x"], "r is 'x'"),
     (["--set", "decoder.ffn=adapter+small"], "tokens to come"), (["--init", "nowhere"], "nowhere"),
     (["--set", "encoder.cross_attn=lora"], "no site 'encoder.cross_attn'"),
