@@ -39,8 +39,7 @@ def answers(m, tok, example: data.Example, features, config: train.Config,
             beams: int = 5) -> list[tuple[str, float]]:
     """The best answers and their probabilities: nlvr's two, else those of `beams` beams, in the
     order of log p / length."""
-    batch = data.collate([example], tok, features, task_names=config.task_names,
-                         boxes=config.boxes).to(train.device_of(config))
+    batch = train.collate([example], tok, features, config)
     m.eval()
     if data.TASKS[example.task].decode == "choice":
         p = m.choose(batch, train.choice_tokens(tok))[0].tolist()
@@ -85,8 +84,9 @@ def run(args: argparse.Namespace) -> None:
         config = replace(config, clip=args.clip)
     features = (Pixels if config.features == "none" else Seen)(train.load_tower(config), pictures)
     trained = Path(args.run) / "adapter.safetensors"
-    train.check_tower(weights.read(trained).metadata, features.settings, "give its path as --clip")
-    m, tok = train.build(config, features)
+    held, features = weights.read(trained), {args.task: features}
+    train.check_tower(held.metadata, features, "give its path as --clip")
+    m, tok = train.build(config, features, held)
     m.load_trained(trained)
     example = data.Example(args.task, 0, question, tuple(pictures), {})
     found = answers(m, tok, example, features, config)

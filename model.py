@@ -10,7 +10,7 @@ adapters.py's table.
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -34,11 +34,13 @@ class VisualEmbedding(nn.Module):
     """v = Norm_f(W_f f + b_f) + Norm_p(W_p [x1, x2, y1, y2, area] + b_p) + E_img + E_word[V-1-j]
 
     Trained in every method. E_word, the order table, is the language model's own (frozen) word
-    embedding: token j of a picture is called <vis_extra_id_j>, which has id V - 1 - j.
+    embedding: token j of a picture is called <vis_extra_id_j>, which has id V - 1 - j. Features of
+    other widths, as clips' are beside pictures', have a whole embedding of their own each: `more`.
     """
 
-    def __init__(self, width: int, c: t5.Config):
+    def __init__(self, width: int, c: t5.Config, more: tuple[int, ...] = ()):
         super().__init__()
+        self.more = nn.ModuleDict({str(other): VisualEmbedding(other, c) for other in more})
         std = None if c.is_t5 else 0.02
         self.feat, self.feat_norm = adapters.Dense(width, c.d, std), t5.make_norm(c)
         self.box, self.box_norm = adapters.Dense(5, c.d, std), t5.make_norm(c)
@@ -49,6 +51,8 @@ class VisualEmbedding(nn.Module):
                 words: Tensor) -> Tensor:
         """feats (B, N, F), boxes (B, N, 4) as x1, x2, y1, y2 in 0..1, image_ids and order_ids
         (B, N), words (V, D) -> visual tokens (B, N, D)."""
+        if (other := str(feats.size(-1))) in self.more:
+            return self.more[other](feats, boxes, image_ids, order_ids, words)
         feats, boxes = feats.to(words.dtype), boxes.to(words.dtype)        # a bf16 model, too
         x1, x2, y1, y2 = boxes.unbind(-1)
         box = torch.cat([boxes, ((y2 - y1) * (x2 - x1))[..., None]], -1)
@@ -94,14 +98,16 @@ def vocabulary(c: t5.Config) -> int:
 class VLModel(nn.Module):
     """A frozen language model that sees: `lm`, the `visual` embedding, and an installed method.
 
-    lm: with its vocabulary resized to `vocabulary(lm.config)`. width: of the visual features.
-    clip: the image tower, where batches hold pixels instead of features.
+    lm: with its vocabulary resized to `vocabulary(lm.config)`. width: of the visual features; or
+    several, where tasks differ in it. clip: the image tower, where batches hold pixels instead.
     """
 
-    def __init__(self, lm: t5.EncoderDecoder, width: int, clip: nn.Module | None = None):
+    def __init__(self, lm: t5.EncoderDecoder, width: int | Iterable[int],
+                 clip: nn.Module | None = None):
         super().__init__()
         self.lm, self.clip = lm, clip
-        self.visual = VisualEmbedding(width, lm.config).to(lm.shared.weight.dtype)
+        width, *more = dict.fromkeys([width] if isinstance(width, int) else width)
+        self.visual = VisualEmbedding(width, lm.config, tuple(more)).to(lm.shared.weight.dtype)
         self.method, self.tasks, self.hyper, self.per_task = None, (), None, False
         self.installed, self.base = {}, {}
         self.merged, self.modules_out, self.merged_task = [], [], None

@@ -5,6 +5,7 @@ From pictures and texts of the built-in world (world.py), the way their big brot
     python pretrain.py clip          weights/tiny-clip: pictures with captions, contrastive
     python pretrain.py bart          weights/tiny-bart: text alone, questions on described scenes
     python pretrain.py t5            weights/tiny-t5: the same
+    python pretrain.py video         weights/tiny-bart-video: tiny-bart goes on with described clips
 
 CLIP (arXiv 2103.00020): of B pictures and B captions, tell which belong together. With image
 vectors a_i and text vectors b_j of length one and a learned scale s,
@@ -25,11 +26,13 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -40,6 +43,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 import data
+import moving
 import t5
 import tokenizer
 import weights
@@ -270,9 +274,10 @@ WORD = re.compile(r" ?[a-z<>_]+| ?[0-9]+| ?[^a-z0-9\s]+")   # GPT-2's split rule
 MARKS = ("first", "second")                                 # nlvr: which of the two pictures
 
 
-def word_counts(r: Random, items: int = 4000) -> Counter:
-    """Every word that the world can say, with and without a space before it, and how often."""
-    counts = Counter()
+def word_counts(r: Random, items: int = 4000, more: Iterable[str] = ()) -> Counter:
+    """Every word that the world (and `more`) can say, with and without a space before it, and how
+    often."""
+    counts = Counter(word for text in more for word in WORD.findall(text))
     for task in world.TASKS:
         for _ in range(items):
             item = world.example(task, r, True)
@@ -351,13 +356,36 @@ def write_unigram(folder: Path, counts: Counter) -> None:
 SHORT = ("vqa",) * 6 + ("gqa",) * 7 + ("nlvr",) * 5          # answers of a word or two
 LONG = ("caption", "list")                                   # "list": name all that is there
 PLAIN_SHARE, DENSE_SHARE, LONG_SHARE = 0.15, 0.15, 0.2
+CLIP_SHARE, CLIP_TASKS = 0.7, ("tvqa",) * 3 + ("how2qa",) * 2 + ("tvc", "yc2c")
+OFFER = re.compile(r"(a\d): (.*?) \.")                      # the choices of a question, which is
+GIVEN_SHARE = 0.3                                            # the right one itself in some
+LONG_TEXT = 602                                              # positions: 600 tokens, as for BART
+MOMENTS = ("begins", "goes on", "ends")                      # of a clip's shot, frame by frame
+SIZE_WORDS = {moving.NEAR: "large", moving.HALFWAY: "", moving.FAR: "small"}
+
+
+class Clips:
+    """Examples of the video tasks about clips that nobody drew."""
+
+    def __init__(self, count: int, seed: int):
+        with TemporaryDirectory() as folder:
+            moving.build(Path(folder) / "video", count, seed, draw=False)
+            self.shots = json.loads((Path(folder) / "video" / "stories.json").read_text())
+            self.examples = {split: {task: data.load(task, split, folder) for task in moving.TASKS}
+                             for split in ("train", "val")}
+
+    def texts(self) -> list[str]:
+        """All that its tasks say."""
+        some = [ex for found in self.examples["train"].values() for ex in found[:4000]]
+        said = [f"{ex.context} {ex.text} {data.TASKS[ex.task].prefix}" for ex in some]
+        return said + [answer for ex in some for answer in ex.targets] + [" ".join(MOMENTS)] * 1000
 
 
 class Reader:
     """World items as ids."""
 
-    def __init__(self, folder: Path):
-        self.tok = tokenizer.load(folder)
+    def __init__(self, folder: Path, clips: Clips | None = None):
+        self.tok, self.clips = tokenizer.load(folder), clips
         self.mask = self.tok.ids.get("<mask>", self.tok.unk_id)
 
     @lru_cache(maxsize=1 << 16)                              # noqa: B019 (one reader a run)
@@ -385,8 +413,24 @@ class Reader:
         r.shuffle(out)
         return out
 
+    def clip(self, r: Random, task: str, split: str) -> tuple[list, list, list]:
+        """(encoder ids, a bag a frame, target ids): a frame knows its moment and what it shows."""
+        ex = world.pick(r, self.clips.examples[split][task])
+        shots = zip(moving.ORDER, self.clips.shots[ex.images[0]])
+        bags = [self.phrase(f"{order} {moment} {size} {color} {kind}")
+                for order, (kind, color, motion) in shots
+                for moment, size in zip(MOMENTS, map(SIZE_WORDS.get, moving.MOTIONS[motion]))]
+        (answer,), text = (world.pick(r, tuple(ex.targets)),), ex.text
+        if answer in (offered := dict(OFFER.findall(text))) and split == "train" \
+                and r.random() < GIVEN_SHARE:
+            ex = replace(ex, text=offered[answer] + text[text.index(" a0: "):])
+        return data.text_ids(ex, self.tok), bags, self.ids(answer)
+
     def item(self, r: Random, task: str, how: str, most: int) -> tuple[list, list | None, list]:
-        """(encoder ids, bags or None, target ids); how: "plain", "bags" or "dense"."""
+        """(encoder ids, bags or None, target ids); how: "plain", "bags", "dense", or a split of
+        the clips."""
+        if task in moving.TASKS:
+            return self.clip(r, task, how)
         if task == "list":
             scenes = world.example("caption", r, True, most).scenes
             text, answer = "list: ", ", ".join(world.describe(scenes[0]))
@@ -441,34 +485,55 @@ def read_well(model, reader: Reader, count: int) -> dict[str, float]:
     """Percent of described scenes answered right ("list": of words), on held-out pairs too."""
     model.eval()
     r, found = Random(123456), {}
-    for how in ("plain", "bags", "dense"):
-        for task in ("vqa", "gqa", "nlvr", "list"):
-            ids, bags, labels = reader.batch(r, (task,), how, lambda: 5, count)
-            right = answer_logits(model, ids, bags, labels).argmax(-1) == labels
-            real = labels != -100
-            right = right[real] if task == "list" else (right | ~real).all(1)
-            found[f"{how}/{task}"] = round(100 * right.float().mean().item(), 1)
+    asked = [(how, task) for how in ("plain", "bags", "dense")
+             for task in ("vqa", "gqa", "nlvr", "list")]
+    asked += [("val", task) for task in moving.TASKS if reader.clips]
+    for how, task in asked:
+        ids, bags, labels = reader.batch(r, (task,), how, lambda: 5, count)
+        right = answer_logits(model, ids, bags, labels).argmax(-1) == labels
+        real = labels != -100
+        right = right[real] if task in ("list", "tvc", "yc2c") else (right | ~real).all(1)
+        found[f"{how}/{task}".replace("val/", "")] = round(100 * right.float().mean().item(), 1)
     model.train()
     return found
 
 
-def lm_config(kind: str, vocab: int) -> t5.Config:
+def lm_config(kind: str, vocab: int, positions: int = 130) -> t5.Config:
     """Small, and without BART's ban on repeated 3-grams: captions here repeat "at the top"."""
     size = {"vocab": vocab, "layers": (3, 2), "d_kv": 32, "dropout": 0.0, "no_repeat_ngram": 0}
-    return replace(t5.bart(128, 4, 512, 3), **size, positions=130) if kind == "bart" else \
+    return replace(t5.bart(128, 4, 512, 3), **size, positions=positions) if kind == "bart" else \
         replace(t5.t5(128, 4, 256, 3, v11=True), **size)
+
+
+@torch.no_grad()
+def go_on(model, tok, folder: Path) -> None:
+    """Begins with an older model, which knows some of the words and of the positions."""
+    before, known = dict(t5.load(folder).named_parameters()), tokenizer.load(folder).ids
+    rows = [(i, known[token]) for token, i in tok.ids.items() if token in known]
+    new, old = map(torch.tensor, zip(*rows))
+    for name, p in model.named_parameters():
+        if p.shape == before[name].shape:
+            p.copy_(before[name])
+        elif name == "shared.weight":
+            p[new] = before[name][old]
+        else:                                                    # the tables of positions
+            p[:len(before[name])] = before[name]
 
 
 def language_model(args) -> None:
     """Trains weights/tiny-bart or weights/tiny-t5."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    kind, folder, r = args.kind, args.out or WEIGHTS / f"tiny-{args.kind}", Random(args.seed)
+    kind, folder, r = args.kind, args.out or WEIGHTS / args.name, Random(args.seed)
     folder.mkdir(parents=True, exist_ok=True)
-    (write_bpe if kind == "bart" else write_unigram)(folder, word_counts(Random(0)))
-    reader = Reader(folder)
-    c = lm_config(kind, len(reader.tok))
+    clips = Clips(args.clips, args.seed) if args.begin else None
+    counts = word_counts(Random(0), more=clips.texts() if clips else ())
+    (write_bpe if kind == "bart" else write_unigram)(folder, counts)
+    reader = Reader(folder, clips)
+    c = lm_config(kind, len(reader.tok), *[LONG_TEXT] * bool(args.begin))
     model = t5.EncoderDecoder(c).init_weights()
+    if args.begin:
+        go_on(model, reader.tok, args.begin)
     if kind == "t5":
         with torch.no_grad():       # of std 1, embeddings learn slowly; the head, though untied,
             model.head.weight.copy_(model.shared.weight * c.d ** -0.5)      # starts as their copy
@@ -492,6 +557,8 @@ def language_model(args) -> None:
         how = ("plain" if r.random() < PLAIN_SHARE else
                "dense" if r.random() < DENSE_SHARE else "bags")
         tasks = LONG if r.random() < LONG_SHARE else SHORT
+        if reader.clips and r.random() < CLIP_SHARE:
+            tasks, how = CLIP_TASKS, "train"
         ids, bags, labels = reader.batch(
             r, tasks, how, lambda cap=cap: 1 + int(r.random() * cap) if r.random() < 0.5 else cap,
             args.batch // 2 if how == "dense" else args.batch)
@@ -504,7 +571,7 @@ def language_model(args) -> None:
         if (step + 1) % 500 == 0:
             tqdm.write(f"{step + 1} {loss.item():.3f} {read_well(model, reader, 128)}")
     save_lm(model, kind, folder, {
-        "made by": f"python pretrain.py {kind} --steps {args.steps}",
+        "made by": f"python pretrain.py {args.command} --steps {args.steps}",
         "examples seen": f"{args.steps} batches of {args.batch} (dense ones half)",
         "parameters": sum(p.numel() for p in model.parameters()),
         "described scenes, % right": read_well(model, reader, 2000)})
@@ -536,18 +603,22 @@ def save_lm(model, kind: str, folder: Path, card: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Make the tiny built-in weights.")
-    commands = parser.add_subparsers(required=True)
+    commands = parser.add_subparsers(required=True, dest="command")
     command = commands.add_parser("clip", help="the image tower, weights/tiny-clip")
     command.add_argument("--steps", type=int, default=6500)
     command.add_argument("--pairs", type=int, default=32, help="scenes a batch; each has a twin")
     command.add_argument("--lr", type=float, default=1.5e-3)
     command.set_defaults(run=clip)
-    for kind, steps, lr in (("bart", 12000, 1.5e-3), ("t5", 6000, 1.5e-3)):
-        command = commands.add_parser(kind, help=f"a language model, weights/tiny-{kind}")
+    for name, kind, begin, steps, lr in (
+            ("bart", "bart", None, 12000, 1.5e-3), ("t5", "t5", None, 6000, 1.5e-3),
+            ("video", "bart", WEIGHTS / "tiny-bart", 7000, 1e-3)):
+        command = commands.add_parser(name, help="a language model")
         command.add_argument("--steps", type=int, default=steps)
         command.add_argument("--batch", type=int, default=64)
         command.add_argument("--lr", type=float, default=lr)
-        command.set_defaults(run=language_model, kind=kind)
+        command.add_argument("--clips", type=int, default=20000, help="of each source, with begin")
+        command.set_defaults(run=language_model, kind=kind, begin=begin,
+                             name="tiny-bart-video" if begin else f"tiny-{kind}")
     for command in commands.choices.values():
         command.add_argument("--threads", type=int, default=1)
         command.add_argument("--seed", type=int, default=0)

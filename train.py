@@ -35,17 +35,19 @@ import clip_encoder
 import data
 import interchange
 import metrics
+import moving
 import records
 import rows
 import t5
 import tokenizer
 import weights
 import world
-from features import INDEX, Features, Pixels, extract, list_files
+from features import INDEX, Features, Pixels, extract, list_files, read_index
 from model import VLModel, vocabulary
 
 WORLD = "data/world"
-CONTROLS = ("", "blind", "random-lm", "random-clip")
+LMS = {False: "weights/tiny-bart", True: "weights/tiny-bart-video"}      # does a task show clips?
+CONTROLS = ("", "blind", "no-frames", "no-subtitles", "random-lm", "random-clip")
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,12 @@ class Config:
     data: str = WORLD                    # folder in the published formats; the built-in one is
     #                                      written where it is missing
     images: str = ""                     # folder of pictures; "": the data folder's images/
-    lm: str = "weights/tiny-bart"        # folder of a T5 or BART
+    clips: str = ""                      # folder of clips; "": the data folder's video/clips/
+    lm: str = ""                         # folder of a T5 or BART; "": LMS
     clip: str = "weights/tiny-clip"      # folder or file of a CLIP image tower
     features: str = ""                   # "": of the pictures, packed once; packed folders, a comma
-    #                                      between; none: pictures themselves, CLIP in the model
+    #                                      between, of pictures and of clips; none: pictures
+    #                                      themselves, CLIP in the model
     train_clip: bool = False             # needs --features none
     pretrained: str = ""                 # run folder of row full: its language model and visual
     #                                      embedding are what the method starts from
@@ -81,8 +85,9 @@ class Config:
     device: str = ""                     # "": cuda if there is one, else cpu
     init: str = ""                       # begin with the weights of a run folder, an adapter file
     #                                      or a folder of the PEFT library
-    control: str = ""                    # blind: pictures shuffled among the examples;
-    #                                      random-lm, random-clip: without pre-trained weights
+    control: str = ""                    # blind: pictures shuffled among the examples; no-frames,
+    #                                      no-subtitles: of clips; random-lm, random-clip: without
+    #                                      pre-trained weights
     log_every: int = 50                  # steps
     save_every: int = 500                # steps, and at the end of an epoch
 
@@ -134,8 +139,6 @@ def resolve(config: Config) -> Config:
     for task in config.tasks.split(","):
         if task not in data.TASKS:
             raise ValueError(f"--tasks names {task!r}; the tasks are {', '.join(data.TASKS)}")
-        if data.TASKS[task].clips != shows_clips(config):
-            raise ValueError(f"--tasks {config.tasks} mixes pictures and clips: train them apart")
     one_of("boxes", ("grid", "zero"))
     one_of("frames", ("real", "all"))
     one_of("precision", ("fp32", "bf16"))
@@ -149,25 +152,34 @@ def resolve(config: Config) -> Config:
         raise ValueError("--control random-clip needs pictures, not packed --features")
     if config.control.startswith("random") and config.pretrained:
         raise ValueError(f"--control {config.control} beside --pretrained would be no control")
+    if config.control.startswith("no-"):
+        if not all(data.TASKS[task].clips for task in config.tasks.split(",")):
+            raise ValueError(f"--control {config.control} is for tasks that show clips")
+        if config.frames == "all":
+            raise ValueError(f"--control {config.control} needs --frames real")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is 'cuda', but this PyTorch sees no CUDA device: leave it out")
+    config = replace(config, lm=config.lm or LMS[shows_clips(config)])
     c = t5.read_config(config.lm)
     one_of("method", adapters.methods(c.is_t5))
     rows.row(config.method, c.is_t5, config.set)            # says what is wrong with --set
     filled = {k: v for k, v in recipe(config, c.is_t5).items() if getattr(config, k) is None}
     return replace(
         config, **filled, dropout=c.dropout if config.dropout is None else config.dropout,
-        images=config.images or f"{config.data}/images", out=config.out or free_folder(config))
+        images=config.images or f"{config.data}/images",
+        clips=config.clips or f"{config.data}/video/clips", out=config.out or free_folder(config))
 
 
 def shows_clips(config: Config) -> bool:
-    return data.TASKS[config.tasks.split(",")[0]].clips
+    """Does one of the tasks?"""
+    return any(data.TASKS[task].clips for task in config.tasks.split(","))
 
 
 def recipe(config: Config, is_t5: bool) -> dict:
     """The recipe's lr, batch, epochs and task_names for this backbone, data and row."""
-    is_world = config.data == WORLD or (Path(config.data) / "world.json").is_file()
-    kind = "video" if shows_clips(config) else "world" if is_world else "image"
+    is_world = config.data == WORLD or any(
+        (Path(config.data) / half / "world.json").is_file() for half in ("", "video"))
+    kind = "world" if is_world else "video" if shows_clips(config) else "image"
     table = RECIPES[kind, "t5" if is_t5 else "bart"]
     found = next(name for name in table if not name or fnmatchcase(config.method, name))
     return dict(zip(("lr", "batch", "epochs", "task_names"), table[found]))
@@ -201,59 +213,94 @@ def load_tower(config: Config):
     return tower
 
 
-def check_tower(held: dict[str, str], settings: dict, hint: str) -> None:
+def check_tower(held: dict[str, str], features: dict[str, Features | Pixels], hint: str) -> None:
     """A run must be shown what it was trained on. held: metadata of its adapter file."""
     before = json.loads(held.get("features", "{}"))
-    if other := [k for k in ("clip", "resize") if before.get(k) != settings.get(k) and k in before]:
-        raise ValueError(f"this run saw pictures through another CLIP ({', '.join(other)}: "
-                         f"{before[other[0]]}, now {settings.get(other[0])}): {hint}")
+    for task, found in features.items():
+        was, now = before.get(task, {}), found.settings
+        if other := [k for k in ("clip", "resize") if k in was and was[k] != now.get(k)]:
+            raise ValueError(f"this run saw {task} through another CLIP ({', '.join(other)}: "
+                             f"{was[other[0]]}, now {now.get(other[0])}): {hint}")
 
 
-def prepare(config: Config) -> Features | Pixels:
-    """The pictures' features, extracted once for each CLIP and state of the picture folder; or
-    given as a packed folder; or the pictures themselves."""
-    if config.features not in ("", "none"):
-        return Features(config.features.split(","))
-    tower, clips = load_tower(config), shows_clips(config)
+def kind(task: str) -> str:
+    """What a task shows."""
+    return "clips" if data.TASKS[task].clips else "pictures"
+
+
+def prepare(config: Config) -> dict[str, Features | Pixels]:
+    """Of each task, the features of its pictures or clips: extracted once for each CLIP and state
+    of their folder, or given as packed folders; or the pictures themselves."""
+    tasks = config.tasks.split(",")
     if config.features == "none":
-        return Pixels(tower, list_files(config.images))
-    files = (sorted(p for p in Path(config.images).rglob("*") if p.is_file()) if clips else
-             list_files(config.images).values())
+        found = {"pictures": Pixels(load_tower(config), list_files(config.images))}
+    elif config.features:
+        folders = defaultdict(list)
+        for folder in config.features.split(","):
+            clips = "frames" in read_index(Path(folder))["settings"]
+            folders["clips" if clips else "pictures"].append(folder)
+        found = {shown: Features(some) for shown, some in folders.items()}
+    else:
+        tower = load_tower(config)
+        found = {shown: pack_once(config, tower, shown) for shown in sorted(set(map(kind, tasks)))}
+    if lost := [task for task in tasks if kind(task) not in found]:
+        raise ValueError(f"--features {config.features} has no {kind(lost[0])} for {lost[0]}: name "
+                         "a packed folder of them, too")
+    return {task: found[kind(task)] for task in tasks}
+
+
+def pack_once(config: Config, tower, shown: str) -> Features:
+    """The packed folder of all "pictures" or "clips"; written where it is missing."""
+    source, clips = folder_of(config, shown), shown == "clips"
+    files = (sorted(p for p in Path(source).rglob("*") if p.is_file()) if clips else
+             list_files(source).values())
     state = [clip_encoder.fingerprint(tower), *((str(p), p.stat().st_size) for p in files)]
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     packed = Path(config.data) / "features" / f"{Path(config.clip).stem}-{digest}"
     if not (packed / INDEX).exists():
-        extract(tower, config.images, packed, device=device_of(config), clips=clips)
+        extract(tower, source, packed, device=device_of(config), clips=clips)
     return Features(packed)
+
+
+def folder_of(config: Config, shown: str) -> str:
+    return config.clips if shown == "clips" else config.images
 
 
 def device_of(config: Config) -> str:
     return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build(config: Config, features: Features | Pixels) -> tuple[VLModel, tokenizer.Tokenizer]:
-    """The frozen language model with the method installed, and its tokenizer."""
+def build(config: Config, features: dict[str, Features | Pixels],
+          held: weights.Tensors | None = None) -> tuple[VLModel, tokenizer.Tokenizer]:
+    """The frozen language model with the method installed, and its tokenizer. held: the adapter
+    file that it will load, which may have more tasks and see more widths than are shown now."""
     torch.manual_seed(config.seed)
     lm = t5.load(config.lm, dropout=config.dropout)
     if config.control == "random-lm":
         lm.init_weights()
     lm.resize(vocabulary(lm.config))
-    m = VLModel(lm, features.width, features.tower if config.features == "none" else None)
+    tasks, widths = config.tasks, [found.width for found in features.values()]
+    if held:
+        tasks = json.loads(held.metadata["config"])["tasks"]
+        widths = [held.shape(n)[1] for n in held if n.startswith("visual.")
+                  and n.endswith("feat.weight")]
+    tower = next(iter(features.values())).tower if config.features == "none" else None
+    m = VLModel(lm, widths, tower)
     if config.pretrained:
-        held = weights.read(Path(config.pretrained) / "adapter.safetensors")
-        c = json.loads(held.metadata["config"])
+        begun = weights.read(Path(config.pretrained) / "adapter.safetensors")
+        c = json.loads(begun.metadata["config"])
         if c["method"] != "full" or c["set"]:
             raise ValueError(f"--pretrained {config.pretrained} trained {c['method']}, not the "
                              "whole model: name a run of --method full")
         if c["train_clip"] and config.features != "none":
             raise ValueError(f"--pretrained {config.pretrained} trained CLIP, too: packed features "
                              "are from before that, use --features none")
-        started = {n: p for n, p in m.named_parameters() if n in held or not n.startswith("clip.")}
-        weights.load(started, held, where=f"--pretrained {config.pretrained}")
+        started = {n: p for n, p in m.named_parameters() if n in begun or not n.startswith("clip.")}
+        weights.load(started, begun, where=f"--pretrained {config.pretrained}")
     method = rows.row(config.method, lm.config.is_t5, config.set)
     if config.train_clip:
         method = replace(method, open=(*method.open, "clip"))
-    m.install(method, tuple(config.tasks.split(",")))
+    m.install(method, tuple(tasks.split(",")))
     return m.to(device_of(config)), tokenizer.load(config.lm)
 
 
@@ -289,12 +336,21 @@ class Shuffled:
         return self.features.frames([self.other.get(i, i) for i in ids])
 
 
+class Hidden(Shuffled):
+    """Clips without frames: a control that reads the text alone."""
+
+    def frames(self, ids: list[str]) -> list[int]:
+        return [0] * len(ids)
+
+
 def load_examples(config: Config, split: str) -> dict[str, list[data.Example]]:
     """The examples of every task; of split submit, of the tasks that have one."""
     found = {}
     for task in config.tasks.split(","):
         try:
             found[task] = data.load(task, split, config.data)
+            if config.control == "no-subtitles":
+                found[task] = [replace(ex, context="") for ex in found[task]]
         except ValueError as why:
             if split != "submit":
                 raise
@@ -304,15 +360,16 @@ def load_examples(config: Config, split: str) -> dict[str, list[data.Example]]:
     return found
 
 
-def check_pictures(config: Config, examples: dict[str, list[data.Example]], features) -> None:
-    """Every picture that an example names must have features."""
-    known = set(features.ids)
+def check_pictures(config: Config, examples: dict[str, list[data.Example]],
+                   features: dict[str, Features | Pixels]) -> None:
+    """Every picture and clip that an example names must have features."""
     for task, some in examples.items():
-        if lost := {i for ex in some for i in ex.images} - known:
-            where = config.images if config.features in ("", "none") else features.folders
-            raise ValueError(f"{task}: {len(lost)} pictures that its examples name are not in "
-                             f"{where}, the first is {min(lost)!r}: put or pack them there (a "
-                             "picture's name is its file's, without the ending)")
+        if lost := {i for ex in some for i in ex.images} - set(features[task].ids):
+            packed = config.features not in ("", "none")
+            where = features[task].folders if packed else folder_of(config, kind(task))
+            raise ValueError(f"{task}: {len(lost)} {kind(task)} that its examples name are not in "
+                             f"{where}, the first is {min(lost)!r}: put or pack them there (the "
+                             "name is the file's, without the ending)")
 
 
 # ------------------------------------------------------------------------------- testing
@@ -327,9 +384,17 @@ def answer_text(tok, ids: list[int]) -> str:
     return tok.decode([i for i in ids if i < len(tok)])
 
 
+def collate(examples: list[data.Example], tok, features, config: Config,
+            seed_key: tuple | None = None) -> data.Batch:
+    """The batch of examples of one task."""
+    return data.collate(examples, tok, features[examples[0].task], task_names=config.task_names,
+                        boxes=config.boxes, frames=config.frames, seed_key=seed_key
+                        ).to(device_of(config))
+
+
 @torch.no_grad()
 def predict(m: VLModel, tok, features, examples: list[data.Example], config: Config) -> list[str]:
-    """One answer an example, decoded as its task asks (data.TASKS)."""
+    """One answer an example of a task, decoded as it asks (data.TASKS)."""
     m.eval()
     task = data.TASKS[examples[0].task]
     choices, answers = choice_tokens(tok), []
@@ -337,9 +402,7 @@ def predict(m: VLModel, tok, features, examples: list[data.Example], config: Con
     # Texts of one length share a batch: less padding to decode over.
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].context + examples[i].text))
     for i in tqdm(range(0, len(order), size), f"test {examples[0].task}", leave=False):
-        batch = data.collate([examples[j] for j in order[i:i + size]], tok, features,
-                             task_names=config.task_names, boxes=config.boxes,
-                             frames=config.frames).to(device_of(config))
+        batch = collate([examples[j] for j in order[i:i + size]], tok, features, config)
         with autocast(config):
             if task.decode == "choice":
                 answers += [data.CHOICES[c] for c in m.choose(batch, choices).argmax(-1).tolist()]
@@ -368,8 +431,21 @@ def test(m: VLModel, tok, features, examples: dict[str, list], config: Config,
         except ValueError as why:                # a data set of one's own may have other ids
             print(f"{task}: no submission file was written: {why}")
     if results:
-        results["average"] = sum(next(iter(s.values())) for s in results.values()) / len(results)
+        results["average"] = average(results)
     return results
+
+
+def average(results: dict[str, dict[str, float]]) -> float:
+    """Of the tasks' headlines, which come first."""
+    return sum(next(iter(scores.values())) for scores in results.values()) / len(results)
+
+
+def validate(m: VLModel, tok, features, examples: dict[str, list], config: Config) -> dict:
+    """{"validation": a headline a task, "mean": their mean}."""
+    scores = {task: metrics.score(task, predict(m, tok, features, some, config), some)
+              for task, some in examples.items()}
+    return {"validation": {task: next(iter(s.values())) for task, s in scores.items()},
+            "mean": average(scores)}
 
 
 def report(config: Config, results: dict, counts: list, seconds: float) -> str:
@@ -459,15 +535,17 @@ def learning_rate(step: int, total: int, config: Config) -> float:
     return config.lr * (step / warm if step < warm else (total - step) / max(1, total - warm))
 
 
-def train(m: VLModel, tok, features, examples: dict[str, list], config: Config,
-          resume: bool = False) -> None:
+def train(m: VLModel, tok, features, examples: dict[str, list], vals: dict[str, list],
+          config: Config, resume: bool = False) -> None:
+    """Leaves what was trained in adapter.safetensors: as it is after the last epoch; given `vals`,
+    after the epoch with the best mean of the validation scores."""
     out, optimizer = Path(config.out), make_optimizer(m, config)
     per_epoch = data.steps_per_epoch(examples, config.batch)
     total = per_epoch * config.epochs
     first = load_last(out, m, optimizer) if resume else 0
     if not resume:
         save_last(out, m, optimizer, 0)                          # whatever happens can be resumed
-    losses, started = defaultdict(list), time.time()
+    losses, started, best = defaultdict(list), time.time(), out / "last" / "best.safetensors"
     with (open_log(out / "log.jsonl", first) as log,
           tqdm(total=total, initial=first, desc=f"train {config.method}") as bar):
         for epoch in range(first // per_epoch, config.epochs):
@@ -477,10 +555,8 @@ def train(m: VLModel, tok, features, examples: dict[str, list], config: Config,
             for step, (task, chosen) in enumerate(islice(plan, begin % per_epoch, None), begin):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, total, config)
-                batch = data.collate([examples[task][i] for i in chosen], tok, features,
-                                     task_names=config.task_names, boxes=config.boxes,
-                                     frames=config.frames, seed_key=(config.seed, epoch))
-                batch = batch.to(device_of(config))
+                batch = collate([examples[task][i] for i in chosen], tok, features, config,
+                                seed_key=(config.seed, epoch))
                 with autocast(config):
                     loss = m.loss(batch)
                 loss.backward()
@@ -497,11 +573,31 @@ def train(m: VLModel, tok, features, examples: dict[str, list], config: Config,
                     print(json.dumps(line | {"loss": mean}), file=log, flush=True)
                     bar.set_postfix({t: f"{v:.2f}" for t, v in mean.items()})
                     losses.clear()
+                if done % per_epoch == 0 and vals:
+                    line = {"step": done, "epoch": epoch} | validate(m, tok, features, vals, config)
+                    print(json.dumps(line), file=log, flush=True)
+                    if line["mean"] > best_mean(best):
+                        save_trained(best, m, features, config, line)
                 if done % config.save_every == 0 or done % per_epoch == 0:
                     save_last(out, m, optimizer, done)
-    weights.write(out / "adapter.safetensors", m.trained(), {
+    found = weights.read(best).metadata if vals and total else {}
+    if found:
+        m.load_trained(best)
+        print(f"best mean of the validation scores: {float(found['mean']):.2f}, of epoch "
+              f"{int(found['epoch']) + 1} of {config.epochs}")
+    save_trained(out / "adapter.safetensors", m, features, config, found)
+
+
+def best_mean(path: Path) -> float:
+    return float(weights.read(path).metadata["mean"]) if path.exists() else -1.0
+
+
+def save_trained(path: Path, m: VLModel, features, config: Config, found: dict) -> None:
+    """An adapter-only file; its metadata says how it was made."""
+    weights.write(path, m.trained(), {
         "config": json.dumps(asdict(config)), "method": config.method,
-        "features": json.dumps(features.settings)})
+        "features": json.dumps({task: some.settings for task, some in features.items()}),
+        **{name: str(found[name]) for name in ("epoch", "mean") if name in found}})
 
 
 # ------------------------------------------------------------------------------- command line
@@ -549,14 +645,19 @@ def run(config: Config, resume: bool = False, only_test: bool = False,
     started, out = time.time(), Path(config.out)
     if config.data == WORLD:
         world.write(WORLD)
+        if shows_clips(config):
+            moving.write(WORLD)
     examples = {} if only_test else load_examples(config, "train")
     tests = load_examples(config, split)
+    choose = shows_clips(config) and config.epochs > 1 and not only_test    # among the epochs
+    vals = load_examples(config, "val") if choose else {}
     features = prepare(config)
-    for some in (examples, tests):
+    for some in (examples, tests, vals):
         check_pictures(config, some, features)
-    m, tok = build(config, features)
-    if config.control == "blind":
-        features = Shuffled(features, config.seed)
+    held = weights.read(out / "adapter.safetensors") if only_test else None
+    m, tok = build(config, features, held)
+    if hide := {"blind": Shuffled, "no-frames": Hidden}.get(config.control):
+        features = {task: hide(found, config.seed) for task, found in features.items()}
     counts = m.counts()
     default = recipe(config, m.lm.config.is_t5)
     print(config.method + f" with {config.set}" * bool(config.set) + ": " + ", ".join(
@@ -566,15 +667,14 @@ def run(config: Config, resume: bool = False, only_test: bool = False,
     for part, trainable, total in counts:
         print(f"{part:18}{trainable:12,}{total:12,}{100 * trainable / max(1, total):9.4f}")
     if only_test:
-        held = weights.read(out / "adapter.safetensors").metadata
-        check_tower(held, features.settings, "give back the CLIP or the features that it had")
+        check_tower(held.metadata, features, "give back the CLIP or the features that it had")
         m.load_trained(out / "adapter.safetensors")
     else:
         if config.init:
             begin_with(m, Path(config.init))
         out.mkdir(parents=True, exist_ok=True)
         save_json(out / "config.json", asdict(config))
-        train(m, tok, features, examples, config, resume)
+        train(m, tok, features, examples, vals, config, resume)
     results = test(m, tok, features, tests, config, split)
     if not results:
         print(f"answers without scores are in {out / 'submissions'}")
@@ -594,7 +694,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if args.resume or args.test:
             # A trained run may be shown other data; what it is stays as it was.
-            free = ("device",) if args.resume else ("device", "tasks", "images", "features", "data")
+            free = ("device",) if args.resume else (
+                "device", "tasks", "images", "clips", "features", "data")
             given = {name: getattr(config, name) for name in free
                      if getattr(config, name) != getattr(Config, name)}
             if args.resume and args.test or replace(Config(), **given) != config:

@@ -156,19 +156,27 @@ def noise() -> np.ndarray:
     return np.random.default_rng(0).normal(0, 5, (16, PX, PX, 3)).astype(np.int16)
 
 
+def draw(shapes: list[tuple], ground: tuple[int, int, int], r: Random) -> Image.Image:
+    """A 96 x 96 RGB picture with light noise. A shape: (kind, color, shade, radius in pixels, its
+    center (x, y), turn in degrees)."""
+    picture = Image.new("RGB", (PX, PX), ground)
+    for kind, color, shade, radius, at, turn in shapes:
+        picture.paste(tuple(min(255, int(v * shade)) for v in RGB[color]),
+                      tuple(v - radius - 1 for v in at), stamp(kind, radius, turn))
+    noisy = np.asarray(picture, np.int16) + pick(r, noise())
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
 def render(s: Scene, r: Random) -> Image.Image:
-    """A 96 x 96 RGB picture: light tinted ground, shapes with jitter, light noise."""
-    picture = Image.new("RGB", (PX, PX), tuple(225 + int(r.random() * 26) for _ in range(3)))
+    """The picture of a scene: light tinted ground, shapes with jitter."""
+    ground, shapes = tuple(225 + int(r.random() * 26) for _ in range(3)), []
     for kind, color, size, place in s:
         radius, jitter = (13, 2) if size == "large" else (7, 5)
         radius += int(r.random() * 2)
-        corner = tuple(CELL * i + CELL // 2 - radius - 1 + int((2 * r.random() - 1) * jitter)
-                       for i in XY[place])
+        at = tuple(CELL * i + CELL // 2 + int((2 * r.random() - 1) * jitter) for i in XY[place])
         shade = 0.9 + 0.2 * r.random()
-        picture.paste(tuple(min(255, int(v * shade)) for v in RGB[color]), corner,
-                      stamp(kind, radius, pick(r, (-12, -6, 0, 6, 12))))
-    noisy = np.asarray(picture, np.int16) + pick(r, noise())
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+        shapes.append((kind, color, shade, radius, at, pick(r, (-12, -6, 0, 6, 12))))
+    return draw(shapes, ground, r)
 
 
 # ---- questions: functions of words, never of pixels ----------------------------------------------
@@ -569,10 +577,16 @@ def write(folder: str | Path, pictures: int = 6000, items: int = 12000, seed: in
     training examples of each of vqa, gqa and nlvr. The same arguments write the same bytes; a
     folder written with the same arguments is left as it is. `scenes.json` says what every picture
     holds. ValueError for numbers that are too small and for a folder that holds anything else."""
-    folder = Path(folder)
-    settings = {"version": VERSION, "pictures": pictures, "items": items, "seed": seed}
     if pictures < 100 or items < 100:
         raise ValueError(f"pictures is {pictures} and items {items}: both must be at least 100.")
+    settings = {"version": VERSION, "pictures": pictures, "items": items, "seed": seed}
+    return complete(Path(folder), settings,
+                    lambda unfinished: build(unfinished, pictures, items, seed, progress))
+
+
+def complete(folder: Path, settings: dict, fill: Callable[[Path], None]) -> Path:
+    """A folder that appears whole or not at all, with its settings in world.json; one that was
+    filled with the same settings is left as it is. ValueError if it holds anything else."""
     if folder.is_dir() and any(folder.iterdir()):
         found = folder / "world.json"
         if not found.is_file():
@@ -585,7 +599,7 @@ def write(folder: str | Path, pictures: int = 6000, items: int = 12000, seed: in
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    build(unfinished, pictures, items, seed, progress)
+    fill(unfinished)
     (unfinished / "world.json").write_text(json.dumps(settings), encoding="utf-8")
     unfinished.replace(folder)
     return folder

@@ -407,6 +407,8 @@ def test_resize(published, name):
     torch.testing.assert_close(logits[..., :VOCAB], published(name)[2](ids, labels))
     std = a.shared.weight[VOCAB:].std().item()
     assert abs(std - (1.0 if a.config.rms else 0.02)) < 0.1 * std
+    wide = t5.EncoderDecoder(replace(a.config, init_std=0.4)).resize(300).shared.weight[100:]
+    assert abs(wide.std().item() - 0.4) < 0.04
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)

@@ -12,6 +12,7 @@ import torch
 import clip_encoder
 import data
 import features
+import moving
 import pretrain
 import t5
 import tokenizer
@@ -24,9 +25,11 @@ STEPS_AN_EPOCH = 36
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory):
-    """A folder with a world of 100 pictures and random models in the published layout."""
+    """A folder with a world of 100 pictures and 78 clips, and random models in the published
+    layout."""
     root = tmp_path_factory.mktemp("small")
     world.write(root / "world", pictures=100, items=100, progress=False)
+    moving.write(root / "world", clips=20, progress=False)
     torch.manual_seed(0)
     counts = pretrain.word_counts(Random(0), 100)
     for kind in ("bart", "t5"):
@@ -267,6 +270,97 @@ def test_clips(small, tmp_path, lm):
     assert train.read_run(str(tmp_path / "out")).lr == 7e-4                 # BART video's recipe
 
 
+def test_the_best_epoch_is_tested(small, tmp_path, monkeypatch):
+    """Of clips: the one with the best mean of the validation scores, whatever comes later; exactly
+    so after a kill behind it."""
+    means, validate, loss, calls = [1.0, 3.0, 2.0] * 2, train.validate, train.VLModel.loss, []
+
+    def told(*args):
+        return validate(*args) | {"mean": means.pop(0)}
+
+    def dies(self, batch):
+        calls.append(1)
+        if len(calls) == 2 * steps + 2:
+            raise KeyboardInterrupt
+        return loss(self, batch)
+
+    out, again = tmp_path / "out", ["--tasks", "how2qa,yc2c", "--epochs", "3"]
+    examples = {task: data.load(task, "train", small / "world") for task in ("how2qa", "yc2c")}
+    steps = data.steps_per_epoch(examples, 32)
+    monkeypatch.setattr(train, "validate", told)
+    monkeypatch.setattr(train.VLModel, "loss", dies)
+    with pytest.raises(SystemExit, match="--resume"):
+        train.main(arguments(small, out, *again))
+    assert not (out / "adapter.safetensors").exists()
+    train.main(["--resume", str(out)])
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "mean" in line]
+    assert [(x["step"], x["epoch"], x["mean"]) for x in found] == [
+        (steps, 0, 1.0), (2 * steps, 1, 3.0), (3 * steps, 2, 2.0)]
+    assert found[0]["validation"].keys() == {"how2qa", "yc2c"}
+    held = weights.read(out / "adapter.safetensors")
+    assert held.metadata["epoch"] == "1" and held.metadata["mean"] == "3.0"
+    train.main(arguments(small, tmp_path / "undisturbed", *again))
+    same = weights.read(tmp_path / "undisturbed" / "adapter.safetensors")
+    assert set(held) == set(same) and all(torch.equal(held[n], same[n]) for n in held)
+
+
+def test_no_frames_and_no_subtitles(small, tmp_path):
+    """What a control hides can be anything; and without the control it matters."""
+    config, _ = train.parse(arguments(small, tmp_path / "out", "--tasks", "tvqa"))
+
+    def logits(control: str, turned: bool, said: str | None) -> torch.Tensor:
+        c = train.resolve(replace(config, control=control))
+        found = train.prepare(c)
+        m, tok = train.build(c, found)
+        if control == "no-frames":
+            found = {task: train.Hidden(some, 0) for task, some in found.items()}
+        if turned:
+            found = {task: train.Shuffled(some, 1) for task, some in found.items()}
+        some = train.load_examples(c, "train")["tvqa"][:8]
+        if said:
+            some = [replace(ex, context=ex.context and said) for ex in some]
+        return m.eval()(train.collate(some, tok, found, c))
+
+    with torch.no_grad():
+        plain = logits("", False, None)
+        assert not torch.allclose(plain, logits("", True, None), atol=1e-4)
+        blank = logits("no-frames", False, None)
+        assert torch.equal(blank, logits("no-frames", True, None))
+        assert not torch.allclose(plain, blank, atol=1e-4)
+        silent = logits("no-subtitles", False, None)
+        assert torch.equal(silent, logits("no-subtitles", False, "a red star"))
+        assert not torch.allclose(plain[:, 0], silent[:, 0], atol=1e-4)
+
+
+def test_pictures_and_clips_together(small, tmp_path):
+    """Eight tasks in one run; where widths differ, each has a visual embedding of its own, and the
+    run is tested on some of its tasks alone."""
+    every = ("--tasks", ",".join(data.TASKS), "--epochs", "1", "--method", "adapter-multiple")
+    train.main(arguments(small, tmp_path / "one", *every))
+    results = json.loads((tmp_path / "one" / "results.json").read_text())
+    assert data.TASKS.keys() <= results.keys()
+    assert not any(".more." in n for n in weights.read(tmp_path / "one" / "adapter.safetensors"))
+    (tmp_path / "npz").mkdir()
+    for name in json.loads((small / "world" / "video" / "stories.json").read_text()):
+        np.savez(tmp_path / "npz" / f"{name}.npz", features=np.random.rand(9, 24))
+    features.convert_npz(tmp_path / "npz", tmp_path / "clips")
+    features.extract(clip_encoder.load(small / "clip"), small / "world" / "images",
+                     tmp_path / "pictures")
+    both = f"{tmp_path}/pictures,{tmp_path}/clips"
+    train.main(arguments(small, tmp_path / "two", *every, "--features", both))
+    held = weights.read(tmp_path / "two" / "adapter.safetensors")
+    assert held.shape("visual.feat.weight") == (32, 128)
+    assert held.shape("visual.more.24.feat.weight") == (32, 24)
+    whole = json.loads((tmp_path / "two" / "results.json").read_text())
+    config = train.read_run(str(tmp_path / "two"))
+    part = train.run(replace(config, tasks="how2qa", features=f"{tmp_path}/clips"), only_test=True)
+    assert part["how2qa"] == whole["how2qa"]
+    with pytest.raises(SystemExit, match="has no clips for tvqa"):
+        train.main(arguments(small, tmp_path / "three", *every, "--features",
+                             f"{tmp_path}/pictures"))
+
+
 # spec/training.md, "Recipes"
 PUBLISHED = [
     ("image", False, "full", 1e-4, 500, 20, False),
@@ -318,6 +412,7 @@ def test_controls(small, tmp_path, control):
 
 def test_blind_sees_another_picture_always_the_same(small):
     features = train.prepare(train.resolve(train.parse(arguments(small, small / "x"))[0]))
+    features = features["vqa"]
     blind = train.Shuffled(features, 3)
     ids = features.ids[:50]
     assert torch.equal(blind.stack(ids), train.Shuffled(features, 3).stack(ids))
@@ -338,7 +433,10 @@ BAD = [
     (["--data", "nowhere"], "nowhere"), (["--dropout", "2"], "--dropout"),
     (["--lr", "nan"], "--lr"), (["--warmup", "-1"], "--warmup"), (["--device", "tpu"], "'cuda'"),
     (["--images", "nowhere"], "nowhere"), (["--test", "nowhere"], "--test"),
-    (["--tasks", "vqa,tvqa"], "mixes pictures and clips"),
+    (["--control", "no-frames"], "show clips"),
+    (["--tasks", "tvqa,vqa", "--control", "no-subtitles"], "show clips"),
+    (["--tasks", "tvqa", "--control", "no-frames", "--frames", "all"], "--frames real"),
+    (["--tasks", "tvqa", "--clips", "nowhere"], "nowhere"),
     (["--train-clip", "yes"], "--features none"), (["--features", "nowhere"], "nowhere"),
     (["--features", "x", "--control", "random-clip"], "random-clip"),
     (["--pretrained", "nowhere"], "nowhere"),

@@ -1,0 +1,265 @@
+"""How does the built-in world move?
+
+Clips of drawn shapes with subtitles, in the files of the VALUE benchmark (video.py), for all four
+video tasks. A clip is a story of two to four shots of three seconds and three frames each. A shot
+shows one object that comes closer, goes away, stays near or stays far. While it lasts somebody
+says something about a shot of the clip, not always this one; three shows say different things:
+
+    tv (tvqa, tvc)   tom : i like the star .
+    how2 (how2qa)    now paint the second one .
+    yc2 (yc2c)       now cut the red one .
+
+    what color is the thing that tom likes?      what does the thing to paint do?
+
+Who reads only the subtitles does not know what color the star has; who sees only the frames does
+not know which of the shots is meant. "the second one" asks for order; and as "comes closer" and
+"goes away" show the same pictures, these ask for the order of frames.
+
+    python moving.py --out DIR       write the data set, say what is in it
+    python moving.py --show 3        print a few clips with what is said and asked
+    python -m pytest tests/test_moving.py
+"""
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+import world
+from world import COLORS, HELD_OUT, KINDS, pick
+
+TASKS = ("tvqa", "how2qa", "tvc", "yc2c")
+VERSION = 1                                   # raise it when the written bytes change
+ORDER = ("first", "second", "third", "fourth")
+FRAMES, SECONDS = 3, 3                        # of a shot
+NEAR, HALFWAY, FAR = 14, 10, 6                # an object's radius in pixels
+MOTIONS = {"comes closer": (FAR, HALFWAY, NEAR), "goes away": (NEAR, HALFWAY, FAR),
+           "stays near": (NEAR,) * FRAMES, "stays far": (FAR,) * FRAMES}
+WORDS = {"kind": KINDS, "color": COLORS, "motion": (*MOTIONS, "turns around")}
+ASKS = {"kind": "what shape is {}?", "color": "what color is {}?", "motion": "what does {} do?"}
+
+
+class Shot(NamedTuple):
+    kind: str
+    color: str
+    motion: str
+
+
+class Line(NamedTuple):
+    who: str                                  # "" in how2 and yc2
+    verb: str
+    key: str                                  # what the object is called by: kind, color or order
+    shot: int                                 # the number of the shot that is meant
+
+
+class Source(NamedTuple):
+    """A show: which tasks are about it, who says what there, how it is asked for and described."""
+    asked: str                                # the task that asks, with so many
+    choices: int
+    told: str                                 # the task that describes
+    links: tuple[tuple[str, str], ...]        # (who, verb): each at most once a clip
+    line: str
+    thing: str = ""
+    captions: tuple[str, ...] = ()
+
+
+TEACH = tuple(("", verb) for verb in ("paint", "cut", "wash", "move"))
+SOURCES = {
+    "tv": Source("tvqa", 5, "tvc",
+                 (("tom", "like"), ("ann", "want"), ("bob", "need"), ("eve", "draw")),
+                 "{who} : i {verb} {noun} .", "the thing that {who} {verb}s",
+                 ("{who} {verb}s the {color} {kind} that {motion}",
+                  "the {color} {kind} that {who} {verb}s {motion}",
+                  "a {color} {kind} {motion} and {who} {verb}s it")),
+    "how2": Source("how2qa", 4, "", TEACH, "now {verb} {noun} .", "the thing to {verb}"),
+    "yc2": Source("", 0, "yc2c", TEACH, "now {verb} {noun} .",
+                  captions=("{verb} the {color} {kind} that {motion}",
+                            "the {color} {kind} to {verb} {motion}",
+                            "a {color} {kind} {motion} , {verb} it")),
+}
+
+
+# ---- stories -------------------------------------------------------------------------------------
+def story(r: Random, held_out: bool) -> tuple[Shot, ...]:
+    """Two to four shots of different kinds and colors; of held-out pairs, too, if `held_out`."""
+    count = 2 + int(3 * r.random())
+    while True:
+        pairs = list(zip(r.sample(COLORS, count), r.sample(KINDS, count)))
+        if held_out or HELD_OUT.isdisjoint(pairs):
+            return tuple(Shot(kind, color, pick(r, tuple(MOTIONS))) for color, kind in pairs)
+
+
+def script(r: Random, source: Source, shots: tuple[Shot, ...]) -> list[Line]:
+    """What is said, a line while each shot lasts; the shot that is meant is drawn evenly."""
+    return [Line(*link, pick(r, ("kind", "color", "order")), int(len(shots) * r.random()))
+            for link in r.sample(source.links, len(shots))]
+
+
+def noun(shots: tuple[Shot, ...], line: Line) -> str:
+    """What the line calls the object: "the star", "the red one", "the second one"."""
+    shot = shots[line.shot]
+    return {"kind": f"the {shot.kind}", "color": f"the {shot.color} one",
+            "order": f"the {ORDER[line.shot]} one"}[line.key]
+
+
+def say(text: str, shots: tuple[Shot, ...], line: Line) -> str:
+    """A text of the Source about a line."""
+    return text.format(noun=noun(shots, line), **line._asdict(), **shots[line.shot]._asdict())
+
+
+def choices(r: Random, shots: tuple[Shot, ...], right: str, field: str, count: int) -> list[str]:
+    """The right answer among others of its field: first those that the clip shows, too."""
+    shown = {getattr(shot, field) for shot in shots}
+    wrong = [word for word in WORDS[field] if word != right]
+    r.shuffle(wrong)
+    wrong.sort(key=lambda word: word not in shown)
+    return r.sample([right, *wrong[:count - 1]], count)
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+def render(shots: tuple[Shot, ...], r: Random) -> Iterator[Image.Image]:
+    """The frames, 96 x 96 RGB. Every object also moves on over a 5 x 5 grid (the tiny CLIP reads
+    kinds less well between its points), which nobody asks about: CLIP's one vector a frame does
+    not tell places apart."""
+    ground = tuple(225 + int(r.random() * 26) for _ in range(3))
+    for kind, color, motion in shots:
+        x, y = (1 + int(r.random() * 5) for _ in range(2))
+        steps = [(-1, 0), (1, 0), (0, -1), (0, 1)]
+        dx, dy = pick(r, [(a, b) for a, b in steps if 0 < x + 2 * a < 6 and 0 < y + 2 * b < 6])
+        shade, turn = 0.9 + 0.2 * r.random(), pick(r, (-12, -6, 0, 6, 12))
+        for i, radius in enumerate(MOTIONS[motion]):
+            at = tuple(16 * v + int(5 * r.random()) - 2 for v in (x + i * dx, y + i * dy))
+            yield world.draw([(kind, color, shade, radius, at, turn)], ground, r)
+
+
+# ---- on disk -------------------------------------------------------------------------------------
+def span(r: Random, number: int, count: int) -> tuple[int, int]:
+    """Seconds that hold the shot's, often also those of the shot before or behind it."""
+    more = int(3 * r.random()) - 1
+    return (SECONDS * max(0, number + min(0, more)),
+            SECONDS * min(count, number + 1 + max(0, more)))
+
+
+def questions(r: Random, name: str, vid: str, shots: tuple[Shot, ...], lines: list[Line]
+              ) -> Iterator[dict]:
+    """Of each line, a question for each of the two or three fields that it does not name."""
+    source = SOURCES[name]
+    for number, line in enumerate(lines):
+        for field, ask in ASKS.items():
+            if field != line.key:
+                right = getattr(shots[line.shot], field)
+                answers = choices(r, shots, right, field, source.choices)
+                start, end = span(r, number, len(shots))
+                yield {"vid_name": vid, "qid": f"{name}_{vid}_{number}_{field}",
+                       "q": ask.format(say(source.thing, shots, line)),
+                       **{f"a{k}": answer for k, answer in enumerate(answers)},
+                       "ts": f"{start}-{end}", "answer_idx": answers.index(right)}
+
+
+def descriptions(source: Source, vid: str, shots: tuple[Shot, ...], lines: list[Line],
+                 named: bool) -> Iterator[dict]:
+    """Of each line, its moment in three wordings."""
+    for number, line in enumerate(lines):
+        yield {"vid_name": vid, "duration": SECONDS * len(shots),
+               "ts": [SECONDS * number, SECONDS * (number + 1)],
+               **({"clip_id": f"{vid}_{number}"} if named else {}),
+               "descs": [{"desc": say(text, shots, line), "desc_id": f"{vid}_{number}_{i}"}
+                         for i, text in enumerate(source.captions)]}
+
+
+def records(r: Random, split: str, vid: str, shots: tuple[Shot, ...]
+            ) -> Iterator[tuple[str, Iterable[dict]]]:
+    """(file, what a clip adds to it): three shows talk about the same pictures."""
+    for name, source in SOURCES.items():
+        lines = script(r, source, shots)
+        yield f"{name}_subtitles", [{"vid_name": vid, "sub": [
+            {"text": say(source.line, shots, line), "start": SECONDS * i, "end": SECONDS * (i + 1)}
+            for i, line in enumerate(lines)]}]
+        if source.asked:
+            file = f"{source.asked}/{source.asked}_{split}_release"
+            yield file, questions(r, name, vid, shots, lines)
+        if source.told:
+            file = f"{source.told}/{source.told}_{split}_release"
+            yield file, descriptions(source, vid, shots, lines, split == "test_public")
+
+
+def build(folder: Path, clips: int, seed: int, draw: bool = True, progress: bool = False) -> None:
+    """Fills a folder; without pictures unless `draw`."""
+    files: dict[str, list[dict]] = defaultdict(list)
+    stories: dict[str, tuple[Shot, ...]] = {}
+    splits = {"train": clips, "val": clips // 10, "test_public": clips // 5}
+    bar = tqdm(total=sum(splits.values()), unit="", desc="writing the built-in clips",
+               disable=not progress)
+    (folder / "clips").mkdir(parents=True)
+    for split, count in splits.items():
+        r = Random(f"{seed} {split}")
+        for n in range(count):
+            vid = f"{split.removesuffix('_public')}_{n + 1:05d}"
+            stories[vid] = shots = story(r, split != "train")
+            for file, found in records(r, split, vid, shots):
+                files[file] += found
+            if draw:
+                first, *rest = render(shots, r)
+                first.save(folder / "clips" / f"{vid}.webp", save_all=True, append_images=rest,
+                           duration=1000 * SECONDS // FRAMES, quality=90, method=0)
+            bar.update()
+    bar.close()
+    for name, found in files.items():
+        path = folder / "ann" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{json.dumps(record)}\n" for record in found), encoding="utf-8")
+    (folder / "stories.json").write_text(json.dumps(stories), encoding="utf-8")
+
+
+def write(folder: str | Path, clips: int = 1200, seed: int = 0, progress: bool = True) -> Path:
+    """Writes the data set into `folder`/video and returns this, which appears complete or not at
+    all: ann/ as published, clips/ and stories.json, which says what every clip shows.
+
+    `clips` are the training clips (a tenth more for val, a fifth for test). The same arguments
+    write the same bytes; what was written with the same arguments is left as it is. ValueError for
+    too few clips and for a folder that holds anything else."""
+    if clips < 20:
+        raise ValueError(f"clips is {clips}: it must be at least 20.")
+    settings = {"version": VERSION, "clips": clips, "seed": seed}
+    return world.complete(Path(folder) / "video", settings,
+                          lambda unfinished: build(unfinished, clips, seed, progress=progress))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The built-in clips.")
+    parser.add_argument("--out", help="data folder to write them to")
+    parser.add_argument("--clips", type=int, default=1200, help="training clips")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print N clips a source")
+    args = parser.parse_args()
+    if not args.out and not args.show:
+        parser.error("say --out DIR or --show N")
+    r = Random(args.seed)
+    for _ in range(args.show):
+        shots = story(r, True)
+        print(" | ".join(map(" ".join, shots)))
+        for file, found in records(r, "train", "clip", shots):
+            for record in found:
+                if "sub" in record:
+                    print(f"  {file}: " + " ".join(said["text"] for said in record["sub"]))
+                elif "q" in record:
+                    print(f"    {record['ts']:>5} s  {record['q']} {record['answer_idx']}")
+                else:
+                    print(f"  {record['descs'][0]['desc']}")
+    if args.out:
+        try:
+            folder = write(args.out, args.clips, args.seed)
+        except (OSError, ValueError) as error:
+            sys.exit(f"moving.py: {error}")
+        for path in sorted(folder.rglob("*.json*")):
+            print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
+
+
+if __name__ == "__main__":
+    main()
