@@ -327,14 +327,17 @@ def look(examples: list[Example], features, boxes: str, frames: str) -> dict[str
     size, pictures = len(examples), [len(ex.images) for ex in examples]
     tokens = feats.shape[1] if feats.dim() == 3 else features.tokens
     most, seen = max(pictures), None
-    if min(pictures) < most:
+    if clips and frames == "real":
+        seen = frames_seen(ids, features, tokens)
+        # Nobody sees what lies behind the longest clip: it would only take time.
+        tokens = max(1, int(seen.sum(1).max()))
+        feats, seen = feats[:, :tokens], seen[:, :tokens]
+    elif min(pictures) < most:
         seen = torch.arange(most * tokens) < torch.tensor(pictures)[:, None] * tokens
-    if feats.dim() == 3 and seen is None:
+    if feats.dim() == 3 and min(pictures) == most:
         feats = feats.reshape(size, most * tokens, feats.shape[2])
     elif feats.dim() == 3:
         feats = pad_sequence([f.flatten(0, 1) for f in feats.split(pictures)], batch_first=True)
-    if clips and frames == "real":
-        seen = frames_seen(ids, features, tokens)
     corners = torch.zeros(tokens, 4)
     if boxes == "grid":
         corners = torch.tensor([[0.0, 1, 0, 1]]).repeat(tokens, 1) if clips else grid_boxes(tokens)
@@ -366,7 +369,8 @@ def collate(
     task_names: put the task's name ("vqa: ") before the text.
     boxes: "grid" gives each visual token its cell's box, a frame the whole; "zero" is what the
     papers' code feeds.
-    frames: "real" hides what fills a short clip up; "all" shows it, as the papers' code does.
+    frames: "real" hides what fills a short clip up, and the batch is as long as its longest clip;
+    "all" shows it, 64 frames of every clip, as the papers' code does.
     seed_key: (seed, epoch) when training, which draws the answers; None takes the best ones.
     """
     if boxes not in ("grid", "zero"):
@@ -404,19 +408,41 @@ def steps_per_epoch(datasets: dict[str, list[Example]], b: int) -> int:
     return sum(math.ceil(len(examples) / batch_size(t, b)) for t, examples in datasets.items())
 
 
+# Clips are sorted by length within slices of so many batches. Where subtitles are log-normal about
+# 250 tokens, 52 % of what batches of 50 hold is padding if drawn at random, 17 % with slices of 16,
+# 15.4 % with 32, and 14.6 % if all is sorted (then only the shuffle's ties would ever change who
+# meets whom in a batch).
+SLICE = 32
+
+
+def length(example: Example) -> int:
+    """How long an example's text is, in characters: near enough to tokens to sort by, and free.
+    No cap: texts that will be cut to what fits are the longest with or without one."""
+    return len(example.context) + len(example.text)
+
+
+def alike(order: list[int], examples: list[Example], size: int) -> list[int]:
+    """A shuffled order, sorted by length within slices of `size`; equal lengths stay shuffled."""
+    slices = (order[i : i + size] for i in range(0, len(order), size))
+    return [i for some in slices for i in sorted(some, key=lambda i: length(examples[i]))]
+
+
 def batches(
     datasets: dict[str, list[Example]], b: int, epoch: int, seed: int
 ) -> Iterator[tuple[str, list[int]]]:
     """(task, indices into its examples): every batch of every task exactly once, shuffled.
 
     A task so appears in proportion to its size. The order depends on (seed, epoch) alone: to
-    resume within an epoch, skip the batches already done.
+    resume within an epoch, skip the batches already done. A batch is padded to its longest text,
+    so one of clips, whose subtitles differ much, holds texts of similar length.
     """
     plan = []
     for task, examples in datasets.items():
         order = list(range(len(examples)))
         random.Random(f"{seed} {epoch} {task}").shuffle(order)
         size = batch_size(task, b)
+        if TASKS[task].clips:
+            order = alike(order, examples, SLICE * size)
         plan += [(task, order[i : i + size]) for i in range(0, len(order), size)]
     random.Random(f"{seed} {epoch}").shuffle(plan)
     yield from plan

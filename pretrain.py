@@ -357,8 +357,7 @@ SHORT = ("vqa",) * 6 + ("gqa",) * 7 + ("nlvr",) * 5          # answers of a word
 LONG = ("caption", "list")                                   # "list": name all that is there
 PLAIN_SHARE, DENSE_SHARE, LONG_SHARE = 0.15, 0.15, 0.2
 CLIP_SHARE, CLIP_TASKS = 0.7, ("tvqa",) * 3 + ("how2qa",) * 2 + ("tvc", "yc2c")
-OFFER = re.compile(r"(a\d): (.*?) \.")                      # the choices of a question, which is
-GIVEN_SHARE = 0.3                                            # the right one itself in some
+EASY, CHOICE_SHARE = (0.8, 0.2), (0.3, 0.15)                 # of these: in the first third, later
 LONG_TEXT = 602                                              # positions: 600 tokens, as for BART
 MOMENTS = ("begins", "goes on", "ends")                      # of a clip's shot, frame by frame
 SIZE_WORDS = {moving.NEAR: "large", moving.HALFWAY: "", moving.FAR: "small"}
@@ -381,11 +380,16 @@ class Clips:
         return said + [answer for ex in some for answer in ex.targets] + [" ".join(MOMENTS)] * 1000
 
 
+def offered(text: str, choice: str) -> str:
+    """What a question says behind the name of a choice."""
+    return re.search(f"{choice}: (.*?) \\.", text)[1]
+
+
 class Reader:
     """World items as ids."""
 
     def __init__(self, folder: Path, clips: Clips | None = None):
-        self.tok, self.clips = tokenizer.load(folder), clips
+        self.tok, self.clips, self.easy = tokenizer.load(folder), clips, 0.0
         self.mask = self.tok.ids.get("<mask>", self.tok.unk_id)
 
     @lru_cache(maxsize=1 << 16)                              # noqa: B019 (one reader a run)
@@ -414,23 +418,34 @@ class Reader:
         return out
 
     def clip(self, r: Random, task: str, split: str) -> tuple[list, list, list]:
-        """(encoder ids, a bag a frame, target ids): a frame knows its moment and what it shows."""
+        """(encoder ids, a bag a frame, target ids): a frame knows its moment and what it shows. In
+        easy training examples the right answer is all that there is to see."""
         ex = world.pick(r, self.clips.examples[split][task])
-        shots = zip(moving.ORDER, self.clips.shots[ex.images[0]])
+        answer, shots = world.pick(r, tuple(ex.targets)), self.clips.shots[ex.images[0]]
+        easy = answer in ("a0", "a1", "a2", "a3", "a4") and split == "train" and \
+            r.random() < self.easy
+        right = offered(ex.text, answer) if easy else None
         bags = [self.phrase(f"{order} {moment} {size} {color} {kind}")
-                for order, (kind, color, motion) in shots
+                for order, (kind, color, motion) in zip(moving.ORDER, shots)
+                if right in (None, kind, color, motion)
                 for moment, size in zip(MOMENTS, map(SIZE_WORDS.get, moving.MOTIONS[motion]))]
-        (answer,), text = (world.pick(r, tuple(ex.targets)),), ex.text
-        if answer in (offered := dict(OFFER.findall(text))) and split == "train" \
-                and r.random() < GIVEN_SHARE:
-            ex = replace(ex, text=offered[answer] + text[text.index(" a0: "):])
         return data.text_ids(ex, self.tok), bags, self.ids(answer)
+
+    def choice(self, r: Random) -> tuple[list, None, list]:
+        """Which of the choices is it? Text alone: "star a0: cross . a1: star . tvqa:"."""
+        task = world.pick(r, ("tvqa", "how2qa"))
+        ex = world.pick(r, self.clips.examples["train"][task])
+        answer, = ex.targets
+        text = f"{offered(ex.text, answer)} {ex.text[ex.text.index('a0:'):]} {task}:"
+        return self.ids(text), None, self.ids(answer)
 
     def item(self, r: Random, task: str, how: str, most: int) -> tuple[list, list | None, list]:
         """(encoder ids, bags or None, target ids); how: "plain", "bags", "dense", or a split of
         the clips."""
         if task in moving.TASKS:
             return self.clip(r, task, how)
+        if task == "choice":
+            return self.choice(r)
         if task == "list":
             scenes = world.example("caption", r, True, most).scenes
             text, answer = "list: ", ", ".join(world.describe(scenes[0]))
@@ -487,7 +502,7 @@ def read_well(model, reader: Reader, count: int) -> dict[str, float]:
     r, found = Random(123456), {}
     asked = [(how, task) for how in ("plain", "bags", "dense")
              for task in ("vqa", "gqa", "nlvr", "list")]
-    asked += [("val", task) for task in moving.TASKS if reader.clips]
+    asked += [("plain", "choice"), *(("val", task) for task in moving.TASKS)] * bool(reader.clips)
     for how, task in asked:
         ids, bags, labels = reader.batch(r, (task,), how, lambda: 5, count)
         right = answer_logits(model, ids, bags, labels).argmax(-1) == labels
@@ -559,6 +574,10 @@ def language_model(args) -> None:
         tasks = LONG if r.random() < LONG_SHARE else SHORT
         if reader.clips and r.random() < CLIP_SHARE:
             tasks, how = CLIP_TASKS, "train"
+            late = step > args.steps / 3
+            reader.easy = EASY[late]
+            if r.random() < CHOICE_SHARE[late]:
+                tasks, how = ("choice",), "plain"
         ids, bags, labels = reader.batch(
             r, tasks, how, lambda cap=cap: 1 + int(r.random() * cap) if r.random() < 0.5 else cap,
             args.batch // 2 if how == "dense" else args.batch)
@@ -588,6 +607,7 @@ def save_lm(model, kind: str, folder: Path, card: dict) -> None:
         "max_position_embeddings": c.positions - 2, "pad_token_id": c.pad, "bos_token_id": c.bos,
         "eos_token_id": c.eos, "decoder_start_token_id": c.start, "is_encoder_decoder": True,
         "no_repeat_ngram_size": c.no_repeat_ngram, "early_stopping": c.early_stopping,
+        "init_std": c.init_std,
     } if kind == "bart" else {
         "model_type": "t5", "d_model": c.d, "vocab_size": c.vocab, "dropout_rate": c.dropout,
         "num_layers": c.layers[0], "num_decoder_layers": c.layers[1], "num_heads": c.heads,
@@ -611,7 +631,7 @@ def main() -> None:
     command.set_defaults(run=clip)
     for name, kind, begin, steps, lr in (
             ("bart", "bart", None, 12000, 1.5e-3), ("t5", "t5", None, 6000, 1.5e-3),
-            ("video", "bart", WEIGHTS / "tiny-bart", 7000, 1e-3)):
+            ("video", "bart", WEIGHTS / "tiny-bart", 5500, 1e-3)):
         command = commands.add_parser(name, help="a language model")
         command.add_argument("--steps", type=int, default=steps)
         command.add_argument("--batch", type=int, default=64)

@@ -400,7 +400,7 @@ def predict(m: VLModel, tok, features, examples: list[data.Example], config: Con
     choices, answers = choice_tokens(tok), []
     size = 2 * data.batch_size(examples[0].task, config.batch)
     # Texts of one length share a batch: less padding to decode over.
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].context + examples[i].text))
+    order = sorted(range(len(examples)), key=lambda i: data.length(examples[i]))
     for i in tqdm(range(0, len(order), size), f"test {examples[0].task}", leave=False):
         batch = collate([examples[j] for j in order[i:i + size]], tok, features, config)
         with autocast(config):

@@ -697,6 +697,17 @@ def test_the_order_depends_on_seed_and_epoch_alone():
         assert {frozenset(part) for _, part in other} != {frozenset(part) for _, part in plan}
 
 
+def test_the_order_of_pictures_is_that_of_the_published_runs():
+    """Not one example may move, however long the texts are: the plan of their commit."""
+    sizes = {"vqa": 7, "gqa": 9, "nlvr": 3, "caption": 6}
+    datasets = {task: [Example(task, i, "x" * (i * 5 % 7), ("p",), {}) for i in range(size)]
+                for task, size in sizes.items()}  # fmt: skip
+    assert list(data.batches(datasets, b=4, epoch=1, seed=42)) == [
+        ("caption", [0, 2, 3]), ("caption", [1, 4, 5]), ("vqa", [1, 3, 4, 0]), ("gqa", [2, 5, 3]),
+        ("nlvr", [0]), ("vqa", [2, 5, 6]), ("nlvr", [2]), ("nlvr", [1]),
+        ("gqa", [8, 0, 1, 4, 7, 6])]  # fmt: skip
+
+
 # ----------------------------------------------------------------------------- what would be scored
 
 

@@ -14,11 +14,11 @@ import t5
 import tokenizer
 import world
 
-LMS = ("bart", "t5")
+LMS = ("bart", "t5", "video")
 
 
 def folder(kind):
-    return pretrain.WEIGHTS / f"tiny-{kind}"
+    return pretrain.WEIGHTS / {"video": "tiny-bart-video"}.get(kind, f"tiny-{kind}")
 
 
 def test_all_weights_are_small():
@@ -41,8 +41,8 @@ def test_the_world_is_in_the_vocabulary(kind):
 
 @pytest.mark.parametrize("kind", LMS)
 def test_transformers_reads_the_same_model(kind):
-    theirs = {"bart": transformers.BartForConditionalGeneration,
-              "t5": transformers.T5ForConditionalGeneration}[kind]
+    theirs = (transformers.T5ForConditionalGeneration if kind == "t5" else
+              transformers.BartForConditionalGeneration)
     theirs = theirs.from_pretrained(folder(kind)).float().eval()
     ours, tok = t5.load(folder(kind)), tokenizer.load(folder(kind))
     ids = tok.batch(["vqa: is there a red star? scene: top large red star", "list: scene: left"])
@@ -56,7 +56,9 @@ def test_transformers_reads_the_same_model(kind):
 @pytest.mark.parametrize("kind", LMS)
 def test_a_language_model_reads_as_its_card_says(kind):
     card = json.loads((folder(kind) / "card.json").read_text())
-    found = pretrain.read_well(t5.load(folder(kind)), pretrain.Reader(folder(kind)), 200)
+    clips = pretrain.Clips(400, 5) if kind == "video" else None
+    found = pretrain.read_well(t5.load(folder(kind)), pretrain.Reader(folder(kind), clips), 200)
+    assert found.keys() == card["described scenes, % right"].keys()
     for name, score in found.items():                     # 200 items: about 3.5 points of noise
         assert abs(score - card["described scenes, % right"][name]) < 12, name
 
@@ -72,7 +74,8 @@ def test_the_commands_work(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain, "read_well", lambda *_: {"nothing": 0.0})
     for kind in LMS:
         monkeypatch.setattr(sys, "argv", ["pretrain.py", kind, "--steps", "12", "--batch", "8",
-                                          "--out", str(tmp_path / kind)])
+                                          "--out", str(tmp_path / kind)] + ["--clips", "40"] * (
+                                              kind == "video"))
         pretrain.main()
         made, shipped = t5.load(tmp_path / kind).config, t5.load(folder(kind)).config
         assert abs(made.vocab - shipped.vocab) < 10      # it follows the words that the world uses

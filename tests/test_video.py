@@ -5,12 +5,15 @@ python -m pytest tests/test_video.py
 """
 
 import json
+import random
 from dataclasses import replace
 from pathlib import Path
 
 import data
 import metrics
 import pytest
+import rows
+import tiny
 import tokenizer
 import tokenizers
 import torch
@@ -273,6 +276,91 @@ def test_a_clip_is_64_frames_of_the_whole_picture():
     assert torch.equal(papers.feats, batch.feats)
     with pytest.raises(ValueError, match="frames is 'some'"):
         data.collate(examples, Words(), Clips(), frames="some")
+
+
+class Noisy(Clips):
+    """Clips of 2, 9 and 5 real frames of 64, with noise behind them that nobody may see."""
+
+    real = {"a": 2, "b": 9, "c": 5, "none": 0}
+
+    def stack(self, ids):
+        return torch.randn(len(ids), 64, tiny.WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+def short(names):
+    texts = ("what is red ?", "who ?", "is it left of the red star ?")
+    return [replace(FULL, images=(v,), text=t, id=i) for i, (v, t) in enumerate(zip(names, texts))]
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_a_batch_is_as_long_as_its_longest_clip(kind):
+    """Without the 55 places that no clip fills, the model says the same."""
+    m = tiny.randomize(tiny.model(kind, rows.row("vlpet-small", kind == "t5", ""), tasks=("tvqa",)))
+    tok = Words()
+    tok.pad_id = tiny.config(kind).pad
+    batch = data.collate(short("abc"), tok, Noisy())
+    whole = data.collate(short("abc"), tok, Noisy(), frames="all")
+    assert whole.seen is None and whole.feats.shape == (3, 64, tiny.WIDTH)
+    whole = replace(whole, seen=torch.arange(64) < torch.tensor([[2], [9], [5]]))
+    for name in ("feats", "boxes", "image_ids", "order_ids", "seen"):
+        cut = getattr(batch, name)
+        assert cut.shape[:2] == (3, 9) and torch.equal(cut, getattr(whole, name)[:, :9]), name
+    with torch.no_grad():
+        ours, theirs = m(batch), m(whole)
+        blind = m(replace(batch, seen=torch.ones_like(batch.seen)))
+    assert torch.allclose(ours, theirs, atol=1e-5) and not torch.allclose(ours, blind, atol=1e-3)
+
+
+def test_of_clips_without_frames_one_place_is_left():
+    batch = data.collate(short(["none"]), Words(), Noisy())
+    assert batch.feats.shape == (1, 1, tiny.WIDTH) and batch.seen.tolist() == [[False]]
+
+
+def subtitled(n, seed=0):
+    """Texts of lengths 1..n in random order, in context, text or both."""
+    law = random.Random(seed)
+    lengths = law.sample(range(1, n + 1), n)
+    parts = [(m, law.randint(0, m)) for m in lengths]
+    return [replace(FULL, id=m, context="c" * k, text="t" * (m - k)) for m, k in parts]
+
+
+def test_clips_of_similar_length_share_a_batch():
+    """33 batches of 10: a slice of 32 and the rest. In a sorted slice of 320 out of lengths 1..327
+    neighbours differ by about 1; drawn at random, a batch of 10 would span about 268."""
+    examples = subtitled(327)
+    plan = [chosen for _, chosen in data.batches({"tvqa": examples}, 10, 0, 42)]
+    assert sorted(i for part in plan for i in part) == list(range(327))
+    assert sorted(map(len, plan)) == [7] + [10] * 32
+    assert len(plan) == data.steps_per_epoch({"tvqa": examples}, 10) == 33
+    slices = {32: [p for p in plan if len(p) == 10], 1: [p for p in plan if len(p) == 7]}
+    for part in slices[32]:
+        lengths = [examples[i].id for i in part]
+        assert lengths == sorted(lengths) and lengths[-1] - lengths[0] <= 9 + 7
+    firsts = [examples[p[0]].id for p in slices[32]]
+    assert firsts != sorted(firsts)  # the batches themselves are shuffled
+    rest = [examples[i].id for i in slices[1][0]]
+    assert rest[-1] - rest[0] > 60  # not those of one length: slices are cut from the shuffle
+
+
+def test_who_shares_a_batch_depends_on_seed_and_epoch():
+    """An epoch's slices are others, so the same clips do not meet again; pictures are not touched
+    by clips beside them."""
+    examples, few = subtitled(2000), subtitled(100, 1)
+    both = {"tvqa": examples, "tvc": few}
+    plan, again, *others = (list(data.batches(both, 5, epoch, seed))
+                            for epoch, seed in ((0, 1), (0, 1), (1, 1), (0, 2)))  # fmt: skip
+    assert plan == again and {task for task, _ in plan} == {"tvqa", "tvc"}
+    for other in others:
+        same = {tuple(p) for t, p in plan if t == "tvqa"} & {tuple(p) for _, p in other}
+        assert len(same) < 10
+
+
+def test_equal_lengths_stay_shuffled():
+    examples = [FULL] * 50
+    plan = [chosen for _, chosen in data.batches({"tvc": examples}, 50, 0, 42)]
+    order = list(range(50))
+    random.Random("42 0 tvc").shuffle(order)
+    assert plan == [order]
 
 
 def test_pictures_are_no_clips():
