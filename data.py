@@ -172,6 +172,10 @@ def find_files(task: str, split: str, folder: Path) -> tuple[Layout, list[Path]]
     return layouts[0], [locate(folder, name) for name in files(layouts[0], (split,))]
 
 
+class Unanswered(ValueError):
+    """The answers of a test split are not public."""
+
+
 def load(task: str, split: str, folder: str | Path) -> list[Example]:
     """The examples of one split ("train", "val", "test", "submit"), in the files' order.
 
@@ -191,8 +195,9 @@ def load(task: str, split: str, folder: str | Path) -> list[Example]:
     found = list(layout.read(split, paths))
     answered = [ex for ex in found if ex.targets or ex.references]
     if not (found if split == "submit" else answered):
-        raise ValueError(f"{task} {split}: {' and '.join(map(str, paths))} has no "
-                         f"{'answered ' if found else ''}example of this split.")
+        raise (Unanswered if found and split == "test" else ValueError)(
+            f"{task} {split}: {' and '.join(map(str, paths))} has no "
+            f"{'answered ' if found else ''}example of this split.")
     if split != "train":
         people = {ex.id: ex.references for ex in found if task == "vqa" and ex.references}
         if few := [i for i, answers in people.items() if len(answers) < 4]:
@@ -270,7 +275,7 @@ def text_ids(example: Example, tokenizer, task_names: bool = True) -> list[int]:
     if not example.context:
         return ids
     first = len(token_ids(tokenizer, "", None)) - 1  # BART begins with <s>; both end with </s>
-    said = token_ids(tokenizer, example.context, None)[first:-1]
+    said = tokenizer.encode(example.context)[first:-1]  # too long to be kept in mind
     return ids[:first] + said[: most - len(ids)] + ids[first:]
 
 
@@ -442,7 +447,7 @@ def batches(
         random.Random(f"{seed} {epoch} {task}").shuffle(order)
         size = batch_size(task, b)
         if TASKS[task].clips:
-            order = alike(order, examples, SLICE * size)
+            order = alike(order, examples, size * min(SLICE, max(1, len(order) // size // 4)))
         plan += [(task, order[i : i + size]) for i in range(0, len(order), size)]
     random.Random(f"{seed} {epoch}").shuffle(plan)
     yield from plan

@@ -29,7 +29,7 @@ import adapters
 import rows
 import t5
 import weights
-from model import VLModel, vocabulary
+from model import VLModel, vocabulary, widths
 
 CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 VISUAL = "visual_embedding.safetensors"
@@ -215,7 +215,7 @@ def main() -> None:
         if config.get("control", "random-lm") == "random-lm":
             raise ValueError(f"{path} adapts no published model, or no run of train.py wrote it")
         lm = t5.load(config["lm"])
-        m = VLModel(lm.resize(vocabulary(lm.config)), held.shape("visual.feat.weight")[1])
+        m = VLModel(lm.resize(vocabulary(lm.config)), widths(held))
         m.install(rows.row(config["method"], lm.config.is_t5, config["set"]),
                   tuple(config["tasks"].split(",")))
         m.load_trained(path)

@@ -95,6 +95,12 @@ def vocabulary(c: t5.Config) -> int:
     return 32200 if c.is_t5 and c.vocab == 32128 else c.vocab + 200
 
 
+def widths(held: weights.Tensors) -> list[int]:
+    """The widths of features that an adapter-only file was trained on."""
+    ours = [n for n in held if n.startswith("visual.") and n.endswith("feat.weight")]
+    return [held.shape(name)[1] for name in sorted(ours)]
+
+
 class VLModel(nn.Module):
     """A frozen language model that sees: `lm`, the `visual` embedding, and an installed method.
 

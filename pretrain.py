@@ -358,7 +358,7 @@ LONG = ("caption", "list")                                   # "list": name all 
 PLAIN_SHARE, DENSE_SHARE, LONG_SHARE = 0.15, 0.15, 0.2
 CLIP_SHARE, CLIP_TASKS = 0.7, ("tvqa",) * 3 + ("how2qa",) * 2 + ("tvc", "yc2c")
 EASY, CHOICE_SHARE = (0.8, 0.2), (0.3, 0.15)                 # of these: in the first third, later
-LONG_TEXT = 602                                              # positions: 600 tokens, as for BART
+SHORT_TEXT, LONG_TEXT = 130, 602                             # positions, two more than tokens
 MOMENTS = ("begins", "goes on", "ends")                      # of a clip's shot, frame by frame
 SIZE_WORDS = {moving.NEAR: "large", moving.HALFWAY: "", moving.FAR: "small"}
 
@@ -368,7 +368,7 @@ class Clips:
 
     def __init__(self, count: int, seed: int):
         with TemporaryDirectory() as folder:
-            moving.build(Path(folder) / "video", count, seed, draw=False)
+            moving.build(Path(folder) / "video", count, seed + 1, draw=False)    # 0: the built-in
             self.shots = json.loads((Path(folder) / "video" / "stories.json").read_text())
             self.examples = {split: {task: data.load(task, split, folder) for task in moving.TASKS}
                              for split in ("train", "val")}
@@ -513,7 +513,7 @@ def read_well(model, reader: Reader, count: int) -> dict[str, float]:
     return found
 
 
-def lm_config(kind: str, vocab: int, positions: int = 130) -> t5.Config:
+def lm_config(kind: str, vocab: int, positions: int = SHORT_TEXT) -> t5.Config:
     """Small, and without BART's ban on repeated 3-grams: captions here repeat "at the top"."""
     size = {"vocab": vocab, "layers": (3, 2), "d_kv": 32, "dropout": 0.0, "no_repeat_ngram": 0}
     return replace(t5.bart(128, 4, 512, 3), **size, positions=positions) if kind == "bart" else \
@@ -536,7 +536,7 @@ def go_on(model, tok, folder: Path) -> None:
 
 
 def language_model(args) -> None:
-    """Trains weights/tiny-bart or weights/tiny-t5."""
+    """Trains weights/tiny-bart, tiny-t5 or tiny-bart-video, which begins as tiny-bart."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     kind, folder, r = args.kind, args.out or WEIGHTS / args.name, Random(args.seed)
@@ -545,7 +545,7 @@ def language_model(args) -> None:
     counts = word_counts(Random(0), more=clips.texts() if clips else ())
     (write_bpe if kind == "bart" else write_unigram)(folder, counts)
     reader = Reader(folder, clips)
-    c = lm_config(kind, len(reader.tok), *[LONG_TEXT] * bool(args.begin))
+    c = lm_config(kind, len(reader.tok), LONG_TEXT if clips else SHORT_TEXT)
     model = t5.EncoderDecoder(c).init_weights()
     if args.begin:
         go_on(model, reader.tok, args.begin)
@@ -632,13 +632,14 @@ def main() -> None:
     for name, kind, begin, steps, lr in (
             ("bart", "bart", None, 12000, 1.5e-3), ("t5", "t5", None, 6000, 1.5e-3),
             ("video", "bart", WEIGHTS / "tiny-bart", 5500, 1e-3)):
-        command = commands.add_parser(name, help="a language model")
+        made = "tiny-bart-video" if begin else f"tiny-{kind}"
+        command = commands.add_parser(name, help=f"a language model, weights/{made}")
         command.add_argument("--steps", type=int, default=steps)
         command.add_argument("--batch", type=int, default=64)
         command.add_argument("--lr", type=float, default=lr)
-        command.add_argument("--clips", type=int, default=20000, help="of each source, with begin")
-        command.set_defaults(run=language_model, kind=kind, begin=begin,
-                             name="tiny-bart-video" if begin else f"tiny-{kind}")
+        if begin:
+            command.add_argument("--clips", type=int, default=12000, help="clips to read about")
+        command.set_defaults(run=language_model, kind=kind, begin=begin, name=made)
     for command in commands.choices.values():
         command.add_argument("--threads", type=int, default=1)
         command.add_argument("--seed", type=int, default=0)

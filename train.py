@@ -10,7 +10,8 @@ size, a batch belongs to one task, only what the method's row opens is trained.
     python -m pytest tests/test_train.py
 
 A run folder holds config.json, log.jsonl (a line an interval), adapter.safetensors (what was
-trained, nothing else), last/ (what an exact resume needs), predictions/<task>.json, results.json
+trained, nothing else), last/ (what an exact resume needs, and the best epoch's weights where there
+are clips), predictions/<task>.json, results.json
 and results.md, submissions/ (what each benchmark's server takes).
 """
 import argparse
@@ -42,8 +43,9 @@ import t5
 import tokenizer
 import weights
 import world
+from clips import frame_files, list_clips
 from features import INDEX, Features, Pixels, extract, list_files, read_index
-from model import VLModel, vocabulary
+from model import VLModel, vocabulary, widths
 
 WORLD = "data/world"
 LMS = {False: "weights/tiny-bart", True: "weights/tiny-bart-video"}      # does a task show clips?
@@ -80,7 +82,7 @@ class Config:
     boxes: str = "grid"                  # "zero": as the papers' code feeds them
     frames: str = "real"                 # "all": padding frames are seen, as in the papers' code
     precision: str = "fp32"              # or bf16 (autocast)
-    beams: int = 5                       # of captions
+    beams: int = 5                       # of captions and of what is asked about clips
     seed: int = 42
     device: str = ""                     # "": cuda if there is one, else cpu
     init: str = ""                       # begin with the weights of a run folder, an adapter file
@@ -177,8 +179,9 @@ def shows_clips(config: Config) -> bool:
 
 def recipe(config: Config, is_t5: bool) -> dict:
     """The recipe's lr, batch, epochs and task_names for this backbone, data and row."""
-    is_world = config.data == WORLD or any(
-        (Path(config.data) / half / "world.json").is_file() for half in ("", "video"))
+    halves = {("", "video")[data.TASKS[task].clips] for task in config.tasks.split(",")}
+    is_world = config.data == WORLD or all(
+        (Path(config.data) / half / "world.json").is_file() for half in halves)
     kind = "world" if is_world else "video" if shows_clips(config) else "image"
     table = RECIPES[kind, "t5" if is_t5 else "bart"]
     found = next(name for name in table if not name or fnmatchcase(config.method, name))
@@ -213,19 +216,12 @@ def load_tower(config: Config):
     return tower
 
 
-def check_tower(held: dict[str, str], features: dict[str, Features | Pixels], hint: str) -> None:
-    """A run must be shown what it was trained on. held: metadata of its adapter file."""
-    before = json.loads(held.get("features", "{}"))
-    for task, found in features.items():
-        was, now = before.get(task, {}), found.settings
-        if other := [k for k in ("clip", "resize") if k in was and was[k] != now.get(k)]:
-            raise ValueError(f"this run saw {task} through another CLIP ({', '.join(other)}: "
-                             f"{was[other[0]]}, now {now.get(other[0])}): {hint}")
+PICTURES, CLIPS = "pictures", "clips"
 
 
-def kind(task: str) -> str:
-    """What a task shows."""
-    return "clips" if data.TASKS[task].clips else "pictures"
+def show(task: str) -> str:
+    """What a task shows: PICTURES or CLIPS."""
+    return CLIPS if data.TASKS[task].clips else PICTURES
 
 
 def prepare(config: Config) -> dict[str, Features | Pixels]:
@@ -233,26 +229,26 @@ def prepare(config: Config) -> dict[str, Features | Pixels]:
     of their folder, or given as packed folders; or the pictures themselves."""
     tasks = config.tasks.split(",")
     if config.features == "none":
-        found = {"pictures": Pixels(load_tower(config), list_files(config.images))}
+        found = {PICTURES: Pixels(load_tower(config), list_files(config.images))}
     elif config.features:
         folders = defaultdict(list)
         for folder in config.features.split(","):
-            clips = "frames" in read_index(Path(folder))["settings"]
-            folders["clips" if clips else "pictures"].append(folder)
+            settings = read_index(Path(folder))["settings"]
+            folders[CLIPS if "frames" in settings else PICTURES].append(folder)
         found = {shown: Features(some) for shown, some in folders.items()}
     else:
         tower = load_tower(config)
-        found = {shown: pack_once(config, tower, shown) for shown in sorted(set(map(kind, tasks)))}
-    if lost := [task for task in tasks if kind(task) not in found]:
-        raise ValueError(f"--features {config.features} has no {kind(lost[0])} for {lost[0]}: name "
+        found = {shown: pack_once(config, tower, shown) for shown in set(map(show, tasks))}
+    if lost := [task for task in tasks if show(task) not in found]:
+        raise ValueError(f"--features {config.features} has no {show(lost[0])} for {lost[0]}: name "
                          "a packed folder of them, too")
-    return {task: found[kind(task)] for task in tasks}
+    return {task: found[show(task)] for task in tasks}
 
 
 def pack_once(config: Config, tower, shown: str) -> Features:
-    """The packed folder of all "pictures" or "clips"; written where it is missing."""
-    source, clips = folder_of(config, shown), shown == "clips"
-    files = (sorted(p for p in Path(source).rglob("*") if p.is_file()) if clips else
+    """The packed folder of all PICTURES or CLIPS; written where it is missing."""
+    source, clips = folder_of(config, shown), shown == CLIPS
+    files = ([p for clip in list_clips(source).values() for p in frame_files(clip)] if clips else
              list_files(source).values())
     state = [clip_encoder.fingerprint(tower), *((str(p), p.stat().st_size) for p in files)]
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
@@ -263,7 +259,25 @@ def pack_once(config: Config, tower, shown: str) -> Features:
 
 
 def folder_of(config: Config, shown: str) -> str:
-    return config.clips if shown == "clips" else config.images
+    return config.clips if shown == CLIPS else config.images
+
+
+def seen(features: dict[str, Features | Pixels]) -> dict[str, dict]:
+    """Of PICTURES and CLIPS, pictures first, how the features were made and how wide they are."""
+    found = {show(task): some.settings | {"width": some.width} for task, some in features.items()}
+    return {shown: found[shown] for shown in (PICTURES, CLIPS) if shown in found}
+
+
+def check_tower(held: dict[str, str], features: dict[str, Features | Pixels], hint: str) -> None:
+    """A run must be shown what it was trained on. held: metadata of its adapter file."""
+    before = json.loads(held.get("features", "{}"))
+    for shown, now in seen(features).items():
+        if shown not in before:
+            raise ValueError(f"this run was trained without {shown}: ask it about others")
+        was = before[shown]
+        if other := [k for k in ("clip", "resize", "width") if k in was and was[k] != now.get(k)]:
+            raise ValueError(f"this run saw {shown} through another CLIP ({', '.join(other)}: "
+                             f"{was[other[0]]}, now {now.get(other[0])}): {hint}")
 
 
 def device_of(config: Config) -> str:
@@ -279,13 +293,11 @@ def build(config: Config, features: dict[str, Features | Pixels],
     if config.control == "random-lm":
         lm.init_weights()
     lm.resize(vocabulary(lm.config))
-    tasks, widths = config.tasks, [found.width for found in features.values()]
+    tasks, wide = config.tasks, [found["width"] for found in seen(features).values()]
     if held:
-        tasks = json.loads(held.metadata["config"])["tasks"]
-        widths = [held.shape(n)[1] for n in held if n.startswith("visual.")
-                  and n.endswith("feat.weight")]
+        tasks, wide = json.loads(held.metadata["config"])["tasks"], widths(held)
     tower = next(iter(features.values())).tower if config.features == "none" else None
-    m = VLModel(lm, widths, tower)
+    m = VLModel(lm, wide, tower)
     if config.pretrained:
         begun = weights.read(Path(config.pretrained) / "adapter.safetensors")
         c = json.loads(begun.metadata["config"])
@@ -336,17 +348,24 @@ class Shuffled:
         return self.features.frames([self.other.get(i, i) for i in ids])
 
 
-class Hidden(Shuffled):
-    """Clips without frames: a control that reads the text alone."""
+class Hidden:
+    """Clips none of whose frames is real, so that nobody sees them: a control."""
+
+    def __init__(self, features: Features, seed: int):
+        self.features = features
+
+    def __getattr__(self, name: str):
+        return getattr(self.features, name)
 
     def frames(self, ids: list[str]) -> list[int]:
         return [0] * len(ids)
 
 
-def load_examples(config: Config, split: str) -> dict[str, list[data.Example]]:
-    """The examples of every task; of split submit, of the tasks that have one."""
-    found = {}
-    for task in config.tasks.split(","):
+def load_examples(config: Config, split: str, tasks: list[str] | None = None
+                  ) -> dict[str, list[data.Example]]:
+    """The examples of every task, or of these; of split submit, of the tasks that have one."""
+    found, tasks = {}, config.tasks.split(",") if tasks is None else tasks
+    for task in tasks:
         try:
             found[task] = data.load(task, split, config.data)
             if config.control == "no-subtitles":
@@ -355,7 +374,7 @@ def load_examples(config: Config, split: str) -> dict[str, list[data.Example]]:
             if split != "submit":
                 raise
             print(f"{task} is left out: {why}")
-    if not found:
+    if tasks and not found:
         raise ValueError(f"no task has questions to submit answers for in {config.data}")
     return found
 
@@ -366,10 +385,21 @@ def check_pictures(config: Config, examples: dict[str, list[data.Example]],
     for task, some in examples.items():
         if lost := {i for ex in some for i in ex.images} - set(features[task].ids):
             packed = config.features not in ("", "none")
-            where = features[task].folders if packed else folder_of(config, kind(task))
-            raise ValueError(f"{task}: {len(lost)} {kind(task)} that its examples name are not in "
+            where = features[task].folders if packed else folder_of(config, show(task))
+            raise ValueError(f"{task}: {len(lost)} {show(task)} that its examples name are not in "
                              f"{where}, the first is {min(lost)!r}: put or pack them there (the "
                              "name is the file's, without the ending)")
+
+
+def check_texts(config: Config, examples: dict[str, list[data.Example]], tok,
+                c: t5.Config) -> None:
+    """The longest text of each task must fit: better now than in the middle of training."""
+    for task, some in examples.items():
+        for ex in max(some, key=lambda ex: len(ex.text)), max(some, key=data.length):
+            ids = data.text_ids(ex, tok, config.task_names)
+            if c.positions and len(ids) > c.positions - 2:
+                raise ValueError(f"{task} {ex.id!r}: its text takes {len(ids)} tokens, and "
+                                 f"{config.lm} has {c.positions - 2} positions: take another --lm")
 
 
 # ------------------------------------------------------------------------------- testing
@@ -580,7 +610,7 @@ def train(m: VLModel, tok, features, examples: dict[str, list], vals: dict[str, 
                         save_trained(best, m, features, config, line)
                 if done % config.save_every == 0 or done % per_epoch == 0:
                     save_last(out, m, optimizer, done)
-    found = weights.read(best).metadata if vals and total else {}
+    found = weights.read(best).metadata if vals else {}
     if found:
         m.load_trained(best)
         print(f"best mean of the validation scores: {float(found['mean']):.2f}, of epoch "
@@ -596,7 +626,7 @@ def save_trained(path: Path, m: VLModel, features, config: Config, found: dict) 
     """An adapter-only file; its metadata says how it was made."""
     weights.write(path, m.trained(), {
         "config": json.dumps(asdict(config)), "method": config.method,
-        "features": json.dumps({task: some.settings for task, some in features.items()}),
+        "features": json.dumps(seen(features)),
         **{name: str(found[name]) for name in ("epoch", "mean") if name in found}})
 
 
@@ -648,14 +678,26 @@ def run(config: Config, resume: bool = False, only_test: bool = False,
         if shows_clips(config):
             moving.write(WORLD)
     examples = {} if only_test else load_examples(config, "train")
-    tests = load_examples(config, split)
-    choose = shows_clips(config) and config.epochs > 1 and not only_test    # among the epochs
-    vals = load_examples(config, "val") if choose else {}
+    try:
+        tests = load_examples(config, split)
+    except data.Unanswered as why:
+        print(f"{why} The validation split is scored instead; what their server scores comes from "
+              f"python train.py --test {out} --split submit")
+        tests, split = load_examples(config, "val"), "val"
+    vals = {}
+    if config.epochs > 1 and not only_test:               # clips: the best epoch is tested
+        clips = [task for task in config.tasks.split(",") if show(task) == CLIPS]
+        vals = load_examples(config, "val", clips)
     features = prepare(config)
     for some in (examples, tests, vals):
         check_pictures(config, some, features)
-    held = weights.read(out / "adapter.safetensors") if only_test else None
+    held = None
+    if only_test:
+        held = weights.read(out / "adapter.safetensors")
+        check_tower(held.metadata, features, "give back the CLIP or the features that it had")
     m, tok = build(config, features, held)
+    for some in (examples, tests, vals):
+        check_texts(config, some, tok, m.lm.config)
     if hide := {"blind": Shuffled, "no-frames": Hidden}.get(config.control):
         features = {task: hide(found, config.seed) for task, found in features.items()}
     counts = m.counts()
@@ -667,7 +709,6 @@ def run(config: Config, resume: bool = False, only_test: bool = False,
     for part, trainable, total in counts:
         print(f"{part:18}{trainable:12,}{total:12,}{100 * trainable / max(1, total):9.4f}")
     if only_test:
-        check_tower(held.metadata, features, "give back the CLIP or the features that it had")
         m.load_trained(out / "adapter.safetensors")
     else:
         if config.init:
@@ -702,7 +743,9 @@ def main(argv: list[str] | None = None) -> None:
                 raise ValueError("--test and --resume take all settings from the run's folder: "
                                  "give one of them, and beside it at most "
                                  f"{', '.join(map(flag, free))}")
-            config = replace(read_run(args.resume or args.test), **given)
+            if "data" in given:
+                given = {"images": "", "clips": ""} | given
+            config = resolve(replace(read_run(args.resume or args.test), **given))
         elif args.split != "test":
             raise ValueError("--split needs --test RUN: training ends with a test of split test")
         else:

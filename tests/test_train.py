@@ -275,8 +275,9 @@ def test_the_best_epoch_is_tested(small, tmp_path, monkeypatch):
     so after a kill behind it."""
     means, validate, loss, calls = [1.0, 3.0, 2.0] * 2, train.validate, train.VLModel.loss, []
 
-    def told(*args):
-        return validate(*args) | {"mean": means.pop(0)}
+    def told(m, tok, found, vals, config):
+        assert {task: [ex.id for ex in some] for task, some in vals.items()} == ids
+        return validate(m, tok, found, vals, config) | {"mean": means.pop(0)}
 
     def dies(self, batch):
         calls.append(1)
@@ -287,6 +288,7 @@ def test_the_best_epoch_is_tested(small, tmp_path, monkeypatch):
     out, again = tmp_path / "out", ["--tasks", "how2qa,yc2c", "--epochs", "3"]
     examples = {task: data.load(task, "train", small / "world") for task in ("how2qa", "yc2c")}
     steps = data.steps_per_epoch(examples, 32)
+    ids = {task: [ex.id for ex in data.load(task, "val", small / "world")] for task in examples}
     monkeypatch.setattr(train, "validate", told)
     monkeypatch.setattr(train.VLModel, "loss", dies)
     with pytest.raises(SystemExit, match="--resume"):
@@ -300,6 +302,9 @@ def test_the_best_epoch_is_tested(small, tmp_path, monkeypatch):
     assert found[0]["validation"].keys() == {"how2qa", "yc2c"}
     held = weights.read(out / "adapter.safetensors")
     assert held.metadata["epoch"] == "1" and held.metadata["mean"] == "3.0"
+    best, last = (weights.read(out / "last" / f"{name}.safetensors") for name in ("best", "state"))
+    assert all(torch.equal(held[n], best[n]) for n in best)
+    assert not any(torch.equal(held[n], last[f"weight/{n}"]) for n in best if ".tune." in n)
     train.main(arguments(small, tmp_path / "undisturbed", *again))
     same = weights.read(tmp_path / "undisturbed" / "adapter.safetensors")
     assert set(held) == set(same) and all(torch.equal(held[n], same[n]) for n in held)
