@@ -223,7 +223,7 @@ class Batch:
     tasks: tuple[str, ...]  # B: the task of each example
     input_ids: Tensor  # B, L long, padded on the right
     feats: Tensor  # B, P*N, F float32; or pixels of all pictures, example by example: ., 3, H, W
-    boxes: Tensor  # B, P*N, 4 float32: x1, x2, y1, y2 in 0..1 (zeros if so wished); frames: all
+    boxes: Tensor  # B, P*N, 4 float32: x1, x2, y1, y2 in 0..1 (zeros if so wished)
     image_ids: Tensor  # B, P*N long: 0 for the first picture, 1 for the second
     order_ids: Tensor  # B, P*N long: 0..N-1, again for each picture
     seen: Tensor | None  # B, P*N bool: False on what fills up (pictures, frames); None: all
@@ -295,16 +295,18 @@ def frames_seen(ids: list[str], features, tokens: int) -> Tensor:
 
 
 @lru_cache
-def grid_boxes(tokens: int) -> Tensor:
-    """(N, 4) boxes x1, x2, y1, y2 of a square grid's cells, row by row: the first is left-most."""
-    side = math.isqrt(tokens)
-    if side * side != tokens:
+def grid_boxes(tokens: int, clips: bool = False) -> Tensor:
+    """(N, 4) boxes x1, x2, y1, y2 of a square grid's cells, row by row: the first is left-most. Of
+    clips: of a film's frames side by side, so that x is the time; what else tells it, the order
+    table, is small beside the features and nobody trains it."""
+    rows, columns = (1, tokens) if clips else (math.isqrt(tokens),) * 2
+    if rows * columns != tokens:
         raise ValueError(
             f"{tokens} visual tokens are not a square grid and have no boxes: use boxes='zero'."
         )
-    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
-    boxes = torch.stack([x, x + 1, y, y + 1], dim=-1) / side  # side, side, 4
-    return boxes.reshape(tokens, 4)
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    boxes = [x / columns, (x + 1) / columns, y / rows, (y + 1) / rows]  # each: rows, columns
+    return torch.stack(boxes, dim=-1).reshape(tokens, 4)
 
 
 def loss_weights(kinds: list[str], scores: Tensor, labels: Tensor) -> Tensor:
@@ -332,20 +334,18 @@ def look(examples: list[Example], features, boxes: str, frames: str) -> dict[str
     size, pictures = len(examples), [len(ex.images) for ex in examples]
     tokens = feats.shape[1] if feats.dim() == 3 else features.tokens
     most, seen = max(pictures), None
+    corners = grid_boxes(tokens, clips) if boxes == "grid" else torch.zeros(tokens, 4)
     if clips and frames == "real":
         seen = frames_seen(ids, features, tokens)
         # Nobody sees what lies behind the longest clip: it would only take time.
         tokens = max(1, int(seen.sum(1).max()))
-        feats, seen = feats[:, :tokens], seen[:, :tokens]
+        feats, seen, corners = feats[:, :tokens], seen[:, :tokens], corners[:tokens]
     elif min(pictures) < most:
         seen = torch.arange(most * tokens) < torch.tensor(pictures)[:, None] * tokens
     if feats.dim() == 3 and min(pictures) == most:
         feats = feats.reshape(size, most * tokens, feats.shape[2])
     elif feats.dim() == 3:
         feats = pad_sequence([f.flatten(0, 1) for f in feats.split(pictures)], batch_first=True)
-    corners = torch.zeros(tokens, 4)
-    if boxes == "grid":
-        corners = torch.tensor([[0.0, 1, 0, 1]]).repeat(tokens, 1) if clips else grid_boxes(tokens)
     return dict(
         feats=feats,
         boxes=corners.repeat(most, 1).expand(size, most * tokens, 4),
@@ -372,8 +372,8 @@ def collate(
     (pictures, 3, H, W) and has `tokens`, the N that CLIP will make of each. Of clips: stack(video
     ids) -> (B, N, F), a token a frame, and frames(ids) says how many of the N are real.
     task_names: put the task's name ("vqa: ") before the text.
-    boxes: "grid" gives each visual token its cell's box, a frame the whole; "zero" is what the
-    papers' code feeds.
+    boxes: "grid" gives each visual token its cell's box, a frame its place in a film; "zero" is
+    what the papers' code feeds.
     frames: "real" hides what fills a short clip up, and the batch is as long as its longest clip;
     "all" shows it, 64 frames of every clip, as the papers' code does.
     seed_key: (seed, epoch) when training, which draws the answers; None takes the best ones.

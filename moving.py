@@ -1,9 +1,10 @@
 """How does the built-in world move?
 
 Clips of drawn shapes with subtitles, in the files of the VALUE benchmark (video.py), for all four
-video tasks. A clip is a story of two to four shots of three seconds and three frames each. A shot
-shows one object that comes closer, goes away, stays near or stays far. While it lasts somebody
-says something about a shot of the clip, often another. Three shows talk about each clip:
+video tasks. A clip is a story of one to four shots (two to four for testing) of three seconds and
+three frames each. A shot shows one object that comes closer, goes away, stays near or stays far.
+While it lasts somebody says something about a shot of the clip, often another. Three shows talk
+about each clip:
 
     tv (tvqa, tvc)   tom : i like the star .
     how2 (how2qa)    now paint the second one .
@@ -88,8 +89,9 @@ SOURCES = {
 
 # ---- stories -------------------------------------------------------------------------------------
 def story(r: Random, held_out: bool) -> tuple[Shot, ...]:
-    """Two to four shots of different kinds and colors; of held-out pairs, too, if `held_out`."""
-    count = pick(r, (2, 3, 4))
+    """Up to four shots of different kinds and colors. With `held_out`, for testing, there are
+    held-out pairs, too, and no story of one shot, about which there is nothing to mix up."""
+    count = pick(r, (2, 3, 4) if held_out else (1, 2, 3, 4))
     while True:
         pairs = list(zip(r.sample(COLORS, count), r.sample(KINDS, count)))
         if held_out or HELD_OUT.isdisjoint(pairs):

@@ -96,11 +96,13 @@ class Config:
 
 # (data, dialect) -> row -> (lr, batch, epochs, task names in the text); * is any text, "" is
 # every other row. Image and video are VL-Adapter's and VL-PET's published settings (LST's for full,
-# adapter and lora on T5); the world's are ours. Nothing was published for DoRA and (IA)3 (here like
+# adapter and lora on T5); those of the built-in world, still and moving, are ours. Where pictures
+# and clips are mixed, it is the clips' recipe. Nothing was published for DoRA and (IA)3 (here like
 # LoRA), nor for video on T5 (here like BART).
 RECIPES = {
     ("world", "bart"): {"full": (1e-3, 64, 1, True), "": (3e-3, 64, 1, True)},
     ("world", "t5"): {"full": (1e-3, 64, 1, True), "": (3e-3, 64, 1, True)},
+    ("moving", "bart"): {"full": (1e-3, 64, 3, True), "": (3e-3, 64, 3, True)},
     ("image", "bart"): {
         "full": (1e-4, 500, 20, False), "hyperformer": (1e-3, 500, 20, False),
         "adapter-multiple": (3e-4, 500, 20, False), "adapter-half-shared": (3e-4, 500, 20, False),
@@ -109,7 +111,8 @@ RECIPES = {
     ("video", "bart"): {"full": (3e-5, 50, 7, True), "vlpet-*": (7e-4, 50, 20, True),
                         "*+*": (7e-4, 50, 20, True), "": (3e-4, 50, 7, True)},
 }
-RECIPES["video", "t5"] = RECIPES["video", "bart"]
+RECIPES["video", "t5"], RECIPES["moving", "t5"] = (
+    RECIPES["video", "bart"], RECIPES["moving", "bart"])
 
 
 # What a number may be: from, to (both allowed).
@@ -182,7 +185,8 @@ def recipe(config: Config, is_t5: bool) -> dict:
     halves = {("", "video")[data.TASKS[task].clips] for task in config.tasks.split(",")}
     is_world = config.data == WORLD or all(
         (Path(config.data) / half / "world.json").is_file() for half in halves)
-    kind = "world" if is_world else "video" if shows_clips(config) else "image"
+    kind = {(True, False): "world", (True, True): "moving", (False, False): "image",
+            (False, True): "video"}[is_world, shows_clips(config)]
     table = RECIPES[kind, "t5" if is_t5 else "bart"]
     found = next(name for name in table if not name or fnmatchcase(config.method, name))
     return dict(zip(("lr", "batch", "epochs", "task_names"), table[found]))

@@ -59,7 +59,7 @@ def clip_id(vid: str, span: Span | None) -> str:
 
 
 def read_subtitles(path: Path, wanted: set[str]) -> dict[str, Subtitles]:
-    """The subtitles of the wanted videos; one that has none is not there."""
+    """The subtitles of the wanted videos, in the order of time; one that has none is not there."""
     found = {}
     for where, _, record in records(path, lines=True):
         vid, spoken = take(record, ("vid_name",), str, where), []
@@ -69,9 +69,9 @@ def read_subtitles(path: Path, wanted: set[str]) -> dict[str, Subtitles]:
             start, end = (take(said, (name,), (int, float), at) for name in ("start", "end"))
             if not (math.isfinite(start) and math.isfinite(end)):
                 raise ValueError(f"{at}: 'start' and 'end' should be seconds, not {start}, {end}.")
-            spoken.append((start, end, " ".join(text.split())))
+            spoken.append((min(start, end), max(start, end), " ".join(text.split())))
         if vid in wanted:
-            found[vid] = spoken
+            found[vid] = sorted(found.get(vid, []) + spoken, key=lambda said: said[0])
     return found
 
 

@@ -184,7 +184,8 @@ def test_subtitles_follow_each_other(many):
             assert [(x.start, x.end) for x in told] == times
             assert len({x.verb for x in told}) == len(told)
     assert said["how2"] != said["yc2"]
-    assert set(Counter(map(len, shots.values()))) == {2, 3, 4}
+    assert {len(story) for vid, story in shots.items() if "train" in vid} == {1, 2, 3, 4}
+    assert {len(story) for vid, story in shots.items() if "train" not in vid} == {2, 3, 4}
 
 
 # ---- meaning -------------------------------------------------------------------------------------
@@ -227,8 +228,9 @@ def test_frames_alone_say_less_than_half(many, task):
         story, (field, _, verb) = shots[q["vid_name"]], parse_question(q)
         shown = [shot[field] for shot in story]
         words = [q[f"a{k}"] for k in range(CHOICES[task])]
-        best.append(max(map(shown.count, words)) / len(shown))
-        fields.append(field)
+        if "train" not in q["vid_name"]:
+            best.append(max(map(shown.count, words)) / len(shown))
+            fields.append(field)
         assert field == 2 or len(set(shown)) == len(shown)
         # Among the choices are all that the clip shows: else frames would narrow them down.
         assert set(shown) <= set(words), q

@@ -271,35 +271,40 @@ def test_clips(small, tmp_path, lm):
 
 
 def test_the_best_epoch_is_tested(small, tmp_path, monkeypatch):
-    """Of clips: the one with the best mean of the validation scores, whatever comes later; exactly
-    so after a kill behind it."""
-    means, validate, loss, calls = [1.0, 3.0, 2.0] * 2, train.validate, train.VLModel.loss, []
+    """Of clips: the first one with the best mean of the validation scores, whatever comes later;
+    exactly so after a kill just when it was kept."""
+    tasks = ("how2qa", "yc2c")
+    examples = {task: data.load(task, "train", small / "world") for task in tasks}
+    ids = {task: [ex.id for ex in data.load(task, "val", small / "world")] for task in tasks}
+    steps = data.steps_per_epoch(examples, 32)
+    means = [1.0, 3.0, 3.0, 3.0] + [1.0, 3.0, 3.0]       # killed in the second epoch; undisturbed
+    validate, save_last, out = train.validate, train.save_last, tmp_path / "out"
 
     def told(m, tok, found, vals, config):
         assert {task: [ex.id for ex in some] for task, some in vals.items()} == ids
-        return validate(m, tok, found, vals, config) | {"mean": means.pop(0)}
+        line = validate(m, tok, found, vals, config)
+        assert line["mean"] == sum(line["validation"].values()) / 2
+        return line | {"mean": means.pop(0)}
 
-    def dies(self, batch):
-        calls.append(1)
-        if len(calls) == 2 * steps + 2:
+    def dies(folder, m, optimizer, step):
+        if step == 2 * steps and len(means) == 5:
             raise KeyboardInterrupt
-        return loss(self, batch)
+        save_last(folder, m, optimizer, step)
 
-    out, again = tmp_path / "out", ["--tasks", "how2qa,yc2c", "--epochs", "3"]
-    examples = {task: data.load(task, "train", small / "world") for task in ("how2qa", "yc2c")}
-    steps = data.steps_per_epoch(examples, 32)
-    ids = {task: [ex.id for ex in data.load(task, "val", small / "world")] for task in examples}
     monkeypatch.setattr(train, "validate", told)
-    monkeypatch.setattr(train.VLModel, "loss", dies)
+    monkeypatch.setattr(train, "save_last", dies)
+    again = ["--tasks", "how2qa,yc2c,vqa", "--epochs", "3"]
+    steps += data.steps_per_epoch({"vqa": data.load("vqa", "train", small / "world")}, 32)
     with pytest.raises(SystemExit, match="--resume"):
         train.main(arguments(small, out, *again))
+    assert (out / "last" / "best.safetensors").exists()
     assert not (out / "adapter.safetensors").exists()
     train.main(["--resume", str(out)])
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     found = [line for line in lines if "mean" in line]
     assert [(x["step"], x["epoch"], x["mean"]) for x in found] == [
-        (steps, 0, 1.0), (2 * steps, 1, 3.0), (3 * steps, 2, 2.0)]
-    assert found[0]["validation"].keys() == {"how2qa", "yc2c"}
+        (steps, 0, 1.0), (2 * steps, 1, 3.0), (3 * steps, 2, 3.0)]
+    assert found[0]["validation"].keys() == set(tasks)               # vqa is not for choosing
     held = weights.read(out / "adapter.safetensors")
     assert held.metadata["epoch"] == "1" and held.metadata["mean"] == "3.0"
     best, last = (weights.read(out / "last" / f"{name}.safetensors") for name in ("best", "state"))
@@ -308,6 +313,7 @@ def test_the_best_epoch_is_tested(small, tmp_path, monkeypatch):
     train.main(arguments(small, tmp_path / "undisturbed", *again))
     same = weights.read(tmp_path / "undisturbed" / "adapter.safetensors")
     assert set(held) == set(same) and all(torch.equal(held[n], same[n]) for n in held)
+    assert not means
 
 
 def test_no_frames_and_no_subtitles(small, tmp_path):
@@ -364,6 +370,113 @@ def test_pictures_and_clips_together(small, tmp_path):
     with pytest.raises(SystemExit, match="has no clips for tvqa"):
         train.main(arguments(small, tmp_path / "three", *every, "--features",
                              f"{tmp_path}/pictures"))
+
+
+def test_controls_hide_what_they_say(small, tmp_path, monkeypatch):
+    """The batches that a run trains on: not the frames, others' frames, not the subtitles."""
+    batches, loss = {}, train.VLModel.loss
+
+    def keep(self, batch):
+        batches.setdefault(control, []).append(batch)
+        return loss(self, batch)
+
+    monkeypatch.setattr(train.VLModel, "loss", keep)
+    for control in ("", "no-frames", "blind", "no-subtitles"):
+        train.main(arguments(small, tmp_path / f"out{control}", "--tasks", "tvqa", "--epochs", "1",
+                             "--control", control))
+    for plain, none, other in zip(*(batches[k] for k in ("", "no-frames", "blind"))):
+        assert torch.equal(plain.input_ids, none.input_ids)
+        assert torch.equal(plain.labels, other.labels)
+        assert plain.seen.any(1).all() and not none.seen.any()
+        assert plain.feats.shape != other.feats.shape or not torch.equal(plain.feats, other.feats)
+    tokens = {k: sum((b.input_ids != 1).sum().item() for b in batches[k]) for k in batches}
+    assert tokens["no-subtitles"] < 0.9 * tokens[""] == 0.9 * tokens["blind"]
+
+
+def test_a_test_split_without_answers(small, tmp_path, capsys):
+    """As a benchmark with a server publishes it: val is scored, and the server's file written."""
+    shutil.copytree(small / "world" / "video", tmp_path / "video")
+    for task, field in (("tvqa", "answer_idx"), ("tvc", "descs")):
+        path = tmp_path / "video" / "ann" / task / f"{task}_test_public_release.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(
+            {k: v for k, v in line.items() if k != field}) + "\n" for line in lines))
+    train.main(arguments(small, tmp_path / "out", "--data", str(tmp_path), "--tasks", "tvqa,tvc",
+                         "--epochs", "1"))
+    assert "The validation split is scored instead" in capsys.readouterr().out
+    said = json.loads((tmp_path / "out" / "predictions" / "tvqa-val.json").read_text())
+    assert [x["id"] for x in said] == [ex.id for ex in data.load("tvqa", "val", tmp_path)]
+    train.main(["--test", str(tmp_path / "out"), "--split", "submit"])
+    sent = json.loads((tmp_path / "out" / "submissions" / "tvqa-submit.json").read_text())
+    assert sent.keys() == {ex.id for ex in data.load("tvqa", "submit", tmp_path)}
+
+
+def test_other_data_brings_its_own_clips(small, tmp_path):
+    """--test RUN --data OTHER: not the folders that the run was trained on."""
+    shutil.copytree(small / "world" / "video", tmp_path / "one" / "video")
+    moving.write(tmp_path / "two", clips=30, seed=1, progress=False)
+    out = tmp_path / "out"
+    train.main(arguments(small, out, "--data", str(tmp_path / "one"), "--tasks", "how2qa",
+                         "--epochs", "0"))
+    shutil.rmtree(tmp_path / "one")
+    train.main(["--test", str(out), "--data", str(tmp_path / "two")])
+    said = json.loads((out / "predictions" / "how2qa.json").read_text())
+    new = data.load("how2qa", "test", tmp_path / "two")
+    assert [x["id"] for x in said] == [ex.id for ex in new]
+    (tmp_path / "npz").mkdir()
+    for name in json.loads((tmp_path / "two" / "video" / "stories.json").read_text()):
+        np.savez(tmp_path / "npz" / f"{name}.npz", features=np.random.rand(9, 48))
+    features.convert_npz(tmp_path / "npz", tmp_path / "wide")
+    with pytest.raises(SystemExit, match="another CLIP .*width"):
+        train.main(["--test", str(out), "--data", str(tmp_path / "two"), "--features",
+                    str(tmp_path / "wide")])
+    with pytest.raises(SystemExit, match="trained without pictures"):
+        train.main(["--test", str(out), "--data", str(small / "world"), "--tasks", "vqa"])
+
+
+@pytest.mark.parametrize("said, asked, complaint", [
+    ("a " * 5000, "what?", "train_00001.* takes .* positions"),
+    ("a", "what " * 700, "train_00001.* its question and choices take")])
+def test_a_text_that_cannot_fit_is_named_before_training(small, tmp_path, said, asked, complaint):
+    shutil.copytree(small / "world" / "video", tmp_path / "video")
+    ann = tmp_path / "video" / "ann"
+    for path, field, value in ((ann / "how2_subtitles.jsonl", "sub", said),
+                               (ann / "how2qa" / "how2qa_train_release.jsonl", "q", asked)):
+        first, *rest = path.read_text().splitlines()
+        record = json.loads(first)
+        record[field] = value if field == "q" else [{"text": value, "start": 0, "end": 20}]
+        path.write_text("\n".join([json.dumps(record), *rest]) + "\n")
+    with pytest.raises(SystemExit, match=complaint):
+        train.main(arguments(small, tmp_path / "out", "--data", str(tmp_path), "--tasks", "how2qa"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_clips_are_packed_again_when_they_change(small, tmp_path):
+    """Also behind a link."""
+    shutil.copytree(small / "world" / "video" / "clips", tmp_path / "real")
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "linked").symlink_to(tmp_path / "real", target_is_directory=True)
+    config = train.resolve(train.parse(arguments(
+        small, tmp_path / "out", "--tasks", "tvqa", "--data", str(tmp_path), "--clips",
+        str(tmp_path / "clips")))[0])
+    before = train.prepare(config)["tvqa"]
+    assert train.prepare(config)["tvqa"].folders == before.folders
+    shutil.copy(tmp_path / "real" / "train_00001.webp", tmp_path / "real" / "train_00002.webp")
+    after = train.prepare(config)["tvqa"]
+    assert torch.equal(*after.stack(["train_00001", "train_00002"]))
+    assert not torch.equal(*before.stack(["train_00001", "train_00002"]))
+
+
+def test_clips_have_their_own_language_model_and_recipe(small, tmp_path):
+    config = train.Config(data=str(small / "world"), clip=f"{small}/clip", out=str(tmp_path))
+    assert train.resolve(config).lm == "weights/tiny-bart"
+    assert train.resolve(replace(config, tasks="tvqa")).lm == "weights/tiny-bart-video"
+    assert train.resolve(replace(config, tasks="vqa,tvqa")).lm == "weights/tiny-bart-video"
+    shutil.copytree(small / "world" / "video", tmp_path / "video")
+    half = replace(config, data=str(tmp_path))          # clips of ours beside pictures of others
+    assert train.recipe(replace(half, tasks="tvqa"), False)["batch"] == 64
+    assert train.recipe(replace(half, tasks="vqa"), False)["batch"] == 500
+    assert train.recipe(replace(half, tasks="vqa,tvqa"), False)["batch"] == 50
 
 
 # spec/training.md, "Recipes"

@@ -128,6 +128,16 @@ def said(**other):
     return [TV[0], {"vid_name": "v", "sub": [{"text": "a", "start": 1, "end": 2} | other]}]
 
 
+def test_subtitles_come_in_the_order_of_time(tmp_path):
+    """Whatever the order in the file, whichever end comes first, in one record or two."""
+    lines = [{"vid_name": "v", "sub": [{"text": "three", "start": 8, "end": 6},
+                                       {"text": "one", "start": 0, "end": 2}]},
+             {"vid_name": "v", "sub": [{"text": "two", "start": 3, "end": 5}]}]
+    good = QUESTION | {"vid_name": "v", "ts": "0-7"}
+    (ex,) = data.load("tvqa", "val", write(tmp_path, "tvqa", [good], lines))
+    assert ex.context == "one two three"
+
+
 @pytest.mark.parametrize(
     "task, other, subtitles, message",
     [
@@ -262,11 +272,11 @@ class Clips:
         return [self.real[i] for i in ids]
 
 
-def test_a_clip_is_64_frames_of_the_whole_picture():
+def test_a_clip_is_64_frames_of_a_film():
     examples = [FULL, replace(FULL, images=("w",))]
     batch = data.collate(examples, Words(), Clips())
     assert batch.feats.shape == (2, 64, 5) and batch.feats[1, 3].tolist() == [6.0] * 5
-    assert batch.boxes.tolist() == [[[0, 1, 0, 1]] * 64] * 2
+    assert batch.boxes.tolist() == [[[j / 64, (j + 1) / 64, 0, 1] for j in range(64)]] * 2
     assert batch.image_ids.tolist() == [[0] * 64] * 2
     assert batch.order_ids.tolist() == [list(range(64))] * 2
     assert batch.seen.tolist() == [[True] * 3 + [False] * 61, [True] * 64]
@@ -325,21 +335,28 @@ def subtitled(n, seed=0):
 
 
 def test_clips_of_similar_length_share_a_batch():
-    """33 batches of 10: a slice of 32 and the rest. In a sorted slice of 320 out of lengths 1..327
-    neighbours differ by about 1; drawn at random, a batch of 10 would span about 268."""
-    examples = subtitled(327)
+    """129 batches of 10: four slices of 32 and the rest. In a sorted slice of 320 out of lengths
+    1..1287 neighbours differ by about 4; drawn at random, a batch of 10 would span about 1050."""
+    examples = subtitled(1287)
     plan = [chosen for _, chosen in data.batches({"tvqa": examples}, 10, 0, 42)]
-    assert sorted(i for part in plan for i in part) == list(range(327))
-    assert sorted(map(len, plan)) == [7] + [10] * 32
-    assert len(plan) == data.steps_per_epoch({"tvqa": examples}, 10) == 33
-    slices = {32: [p for p in plan if len(p) == 10], 1: [p for p in plan if len(p) == 7]}
-    for part in slices[32]:
+    assert sorted(i for part in plan for i in part) == list(range(1287))
+    assert sorted(map(len, plan)) == [7] + [10] * 128
+    assert len(plan) == data.steps_per_epoch({"tvqa": examples}, 10) == 129
+    full, (rest,) = ([p for p in plan if len(p) == n] for n in (10, 7))
+    for part in full:
         lengths = [examples[i].id for i in part]
-        assert lengths == sorted(lengths) and lengths[-1] - lengths[0] <= 9 + 7
-    firsts = [examples[p[0]].id for p in slices[32]]
+        assert lengths == sorted(lengths) and lengths[-1] - lengths[0] <= 100
+    firsts = [examples[p[0]].id for p in full]
     assert firsts != sorted(firsts)  # the batches themselves are shuffled
-    rest = [examples[i].id for i in slices[1][0]]
-    assert rest[-1] - rest[0] > 60  # not those of one length: slices are cut from the shuffle
+    assert examples[rest[-1]].id - examples[rest[0]].id > 200  # slices are cut from the shuffle
+
+
+def test_few_clips_meet_others_every_epoch():
+    """In a data set of 30 batches, too: its slices are smaller."""
+    examples = subtitled(1500)
+    plans = [{tuple(sorted(p)) for _, p in data.batches({"tvqa": examples}, 50, epoch, 42)}
+             for epoch in range(3)]
+    assert not plans[0] & plans[1] and not plans[1] & plans[2]
 
 
 def test_who_shares_a_batch_depends_on_seed_and_epoch():
