@@ -308,7 +308,7 @@ def encoded(paths: list[Path], results: list[Tensor | str], recipe: Recipe,
     if on_error == "stop" and len(good) < len(results):
         path, why = next((p, r) for p, r in zip(paths, results) if isinstance(r, str))
         raise ValueError(f"{path} cannot be read ({why}): replace or remove it and go on with the "
-                         "same command, or leave it out with --on-error skip.")
+                         "same command, or leave it out with --on-error skip of features.py.")
     rows = torch.full((len(paths), *recipe.shape), math.nan, dtype=torch.float16)
     if good:
         rows[good] = recipe.encode(torch.stack([results[n] for n in good])).half().cpu()

@@ -607,7 +607,6 @@ def save_lm(model, kind: str, folder: Path, card: dict) -> None:
         "max_position_embeddings": c.positions - 2, "pad_token_id": c.pad, "bos_token_id": c.bos,
         "eos_token_id": c.eos, "decoder_start_token_id": c.start, "is_encoder_decoder": True,
         "no_repeat_ngram_size": c.no_repeat_ngram, "early_stopping": c.early_stopping,
-        "init_std": c.init_std,
     } if kind == "bart" else {
         "model_type": "t5", "d_model": c.d, "vocab_size": c.vocab, "dropout_rate": c.dropout,
         "num_layers": c.layers[0], "num_decoder_layers": c.layers[1], "num_heads": c.heads,
@@ -631,7 +630,7 @@ def main() -> None:
     command.set_defaults(run=clip)
     for name, kind, begin, steps, lr in (
             ("bart", "bart", None, 12000, 1.5e-3), ("t5", "t5", None, 6000, 1.5e-3),
-            ("video", "bart", WEIGHTS / "tiny-bart", 5500, 1e-3)):
+            ("video", "bart", WEIGHTS / "tiny-bart", 9500, 1e-3)):
         made = "tiny-bart-video" if begin else f"tiny-{kind}"
         command = commands.add_parser(name, help=f"a language model, weights/{made}")
         command.add_argument("--steps", type=int, default=steps)

@@ -56,7 +56,6 @@ class Config:
     tied: bool = True                        # the head is the word embedding
     head_scale: float = 1.0                  # logits from h * head_scale
     dropout: float = 0.1
-    init_std: float = 0.02                   # of the rows of added tokens
     pad: int = 0
     bos: int | None = None
     eos: int = 1
@@ -86,7 +85,7 @@ def t5(d: int, heads: int, ffn: int, layers: int, v11: bool = False, **other) ->
             dict(head_scale=d ** -0.5))
     return Config(**dict(
         vocab=32128, d=d, heads=heads, d_kv=64, ffn=ffn, layers=(layers, layers),
-        pre_norm=True, rms=True, eps=1e-6, bias=False, scale=False, init_std=1.0) | head | other)
+        pre_norm=True, rms=True, eps=1e-6, bias=False, scale=False) | head | other)
 
 
 # A model of a published size can be built without its weights (also on the meta device).
@@ -167,9 +166,8 @@ def _t5_config(c: dict) -> Config:
         buckets=c.get("relative_attention_num_buckets", 32),
         max_distance=c.get("relative_attention_max_distance", 128), activation=activation,
         gated=gated, tied=tied, head_scale=c["d_model"] ** -0.5 if scaled else 1.0,
-        dropout=c.get("dropout_rate", 0.1), init_std=c.get("initializer_factor", 1.0),
-        pad=c.get("pad_token_id", 0), eos=c.get("eos_token_id", 1),
-        start=c.get("decoder_start_token_id") or 0,
+        dropout=c.get("dropout_rate", 0.1), pad=c.get("pad_token_id", 0),
+        eos=c.get("eos_token_id", 1), start=c.get("decoder_start_token_id") or 0,
         no_repeat_ngram=c.get("no_repeat_ngram_size", 0),
         early_stopping=c.get("early_stopping", False))
 
@@ -187,8 +185,8 @@ def _bart_config(c: dict) -> Config:
         d_kv=c["d_model"] // c["encoder_attention_heads"], ffn=c["encoder_ffn_dim"],
         layers=(c["encoder_layers"], c["decoder_layers"]), pre_norm=False, rms=False, eps=1e-5,
         bias=True, scale=True, positions=c["max_position_embeddings"] + 2,
-        activation=activation, dropout=c.get("dropout", 0.1), init_std=c.get("init_std", 0.02),
-        pad=c.get("pad_token_id", 1), bos=c.get("bos_token_id", 0), eos=c.get("eos_token_id", 2),
+        activation=activation, dropout=c.get("dropout", 0.1), pad=c.get("pad_token_id", 1),
+        bos=c.get("bos_token_id", 0), eos=c.get("eos_token_id", 2),
         start=c.get("decoder_start_token_id", 2), no_repeat_ngram=c.get("no_repeat_ngram_size", 0),
         early_stopping=c.get("early_stopping", False), force_eos=True)
 
@@ -461,14 +459,14 @@ class EncoderDecoder(nn.Module):
 
     @torch.no_grad()
     def resize(self, vocab: int) -> "EncoderDecoder":
-        """More rows for added tokens: N(0, init_std), published as 0.02 for BART, 1 for T5. They
-        have a seed of their own: they stay frozen and are in no adapter file, so every run must
-        draw the same."""
+        """More rows for added tokens: N(0, 0.02) on BART, N(0, 1) on T5. They have a seed of their
+        own: they stay frozen and are in no adapter file, so every run must draw the same."""
         new, law = vocab - self.config.vocab, torch.Generator().manual_seed(0)
         for owner in (self.shared, self.head):
             if owner is not None:
                 w = owner.weight
-                rows = torch.empty(new, w.size(1)).normal_(std=self.config.init_std, generator=law)
+                rows = torch.empty(new, w.size(1)).normal_(std=1.0 if self.config.is_t5 else 0.02,
+                                                           generator=law)
                 owner.weight = nn.Parameter(torch.cat([w, rows.to(w)]))
         if self.logits_bias is not None:
             self.logits_bias = F.pad(self.logits_bias, (0, new))

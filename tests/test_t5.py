@@ -393,7 +393,7 @@ def test_preset_size(name):
 # ------------------------------------------------------------------------------------ new rows
 
 @pytest.mark.parametrize("name", ["t5", "flan", "bart"])
-def test_resize(published, name, tmp_path):
+def test_resize(published, name):
     """Old tokens keep their rows and scores; the new rows are the same in every run."""
     folder = published(name)[0]
     torch.manual_seed(1)
@@ -407,12 +407,6 @@ def test_resize(published, name, tmp_path):
     torch.testing.assert_close(logits[..., :VOCAB], published(name)[2](ids, labels))
     std = a.shared.weight[VOCAB:].std().item()
     assert abs(std - (1.0 if a.config.rms else 0.02)) < 0.1 * std
-    wide = t5.EncoderDecoder(replace(a.config, init_std=0.4)).resize(300).shared.weight[100:]
-    assert abs(wide.std().item() - 0.4) < 0.04
-    field = "initializer_factor" if a.config.is_t5 else "init_std"
-    path = folder / "config.json"
-    (tmp_path / "config.json").write_text(json.dumps(json.loads(path.read_text()) | {field: 0.4}))
-    assert t5.read_config(tmp_path) == replace(t5.read_config(folder), init_std=0.4)
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
