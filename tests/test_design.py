@@ -15,7 +15,7 @@ PACKAGES = {"torch": "torch", "numpy": "numpy", "pillow": "PIL", "tqdm": "tqdm",
 # Arrows point one way: a file and the files that it may import. Backbones and adapters never meet.
 MAY_IMPORT = {
     "weights": (), "adapters": (), "tokenizer": (), "metrics": (), "world": (),
-    "moving": ("world",),
+    "moving": ("world",), "config": ("adapters", "data", "rows", "t5"),
     "download": (), "records": (), "readers": ("metrics", "records"), "rows": ("adapters",),
     "video": ("records",), "clips": ("clip_encoder",),
     "clip_encoder": ("weights",), "t5": ("weights",),

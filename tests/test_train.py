@@ -19,6 +19,7 @@ import tokenizer
 import train
 import weights
 import world
+from config import free_folder
 
 STEPS_AN_EPOCH = 36
 
@@ -617,9 +618,9 @@ def test_a_finished_run_is_not_overwritten(small, done, monkeypatch, tmp_path):
     assert (done / "adapter.safetensors").read_bytes() == before
     monkeypatch.chdir(tmp_path)
     config = train.Config()
-    assert train.free_folder(config) == "out/vlpet-large"
+    assert free_folder(config) == "out/vlpet-large"
     Path("out/vlpet-large").mkdir(parents=True)
-    assert train.free_folder(config) == "out/vlpet-large-2"
+    assert free_folder(config) == "out/vlpet-large-2"
 
 
 def test_out_inside_a_file(small, tmp_path):
