@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("a caption needs no question")
     if args.image and not args.question and args.task != "caption":
         raise ValueError(f"{args.task} needs a question or statement behind the flags")
-    config, right = train.read_run(args.run), ""
+    config, right = train.read_run(args.run, device=""), ""
     if args.image:
         pictures = {f"{i} {path}": Path(path) for i, path in enumerate(args.image)}
         question = args.question

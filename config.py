@@ -28,7 +28,8 @@ CONTROLS = ("", "blind", "no-frames", "no-subtitles", "random-lm", "random-clip"
 
 @dataclass(frozen=True)
 class Config:
-    """Everything a run depends on. A value of None is looked up in RECIPES."""
+    """Everything a run depends on. A value of None is looked up in RECIPES; dropout is the language
+    model's."""
     method: str = "vlpet-large"          # a row of adapters.py's table
     set: str = ""                        # changes of the row (rows.row): r=48,decoder=none
     tasks: str = "vqa,gqa,nlvr,caption"
@@ -76,7 +77,7 @@ class Config:
 RECIPES = {
     ("world", "bart"): {"full": (1e-3, 64, 1, True), "": (3e-3, 64, 1, True)},
     ("world", "t5"): {"full": (1e-3, 64, 1, True), "": (3e-3, 64, 1, True)},
-    ("moving", "bart"): {"full": (1e-3, 64, 3, True), "": (3e-3, 64, 3, True)},
+    ("moving", "bart"): {"full": (1e-3, 16, 2, True), "": (3e-3, 16, 2, True)},
     ("image", "bart"): {
         "full": (1e-4, 500, 20, False), "hyperformer": (1e-3, 500, 20, False),
         "adapter-multiple": (3e-4, 500, 20, False), "adapter-half-shared": (3e-4, 500, 20, False),
@@ -134,8 +135,8 @@ def resolve(config: Config) -> Config:
     if config.control.startswith("no-"):
         if not all(data.TASKS[task].clips for task in config.tasks.split(",")):
             raise ValueError(f"--control {config.control} is for tasks that show clips")
-        if config.frames == "all":
-            raise ValueError(f"--control {config.control} needs --frames real")
+        if config.control == "no-frames" and config.frames == "all":
+            raise ValueError("--control no-frames needs --frames real")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device is 'cuda', but this PyTorch sees no CUDA device: leave it out")
     config = replace(config, lm=config.lm or LMS[shows_clips(config)])
@@ -184,20 +185,22 @@ def free_folder(config: Config) -> str:
 
 
 def parse(argv: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
-    """The command line, made from Config's fields."""
+    """The command line, made from Config's fields; `given` holds those that it names."""
     parser = argparse.ArgumentParser(description="Train and test a method.", epilog=recipes(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     for f in fields(Config):
         kind = (get_args(f.type) or (f.type,))[0]                # int | None -> int
-        parser.add_argument(flag(f.name), type=yes_or_no if kind is bool else kind,
-                            default=f.default, metavar=kind.__name__,
-                            help="by recipe" if f.default is None else f"default {f.default!r}")
+        known = ("the language model's" if f.name == "dropout" else "by recipe" if f.default is None
+                 else f"default {f.default!r}")
+        parser.add_argument(flag(f.name), type=yes_or_no if kind is bool else kind, help=known,
+                            default=argparse.SUPPRESS, metavar=kind.__name__)
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with")
     parser.add_argument("--test", metavar="RUN", help="run folder to test again")
     parser.add_argument("--split", default="test", choices=("val", "test", "submit"),
                         help="with --test: submit is what a benchmark's server scores")
     args = parser.parse_args(argv)
-    return Config(**{f.name: getattr(args, f.name) for f in fields(Config)}), args
+    args.given = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
+    return Config(**args.given), args
 
 
 def yes_or_no(text: str) -> bool:

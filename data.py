@@ -275,7 +275,7 @@ def text_ids(example: Example, tokenizer, task_names: bool = True) -> list[int]:
     if not example.context:
         return ids
     first = len(token_ids(tokenizer, "", None)) - 1  # BART begins with <s>; both end with </s>
-    said = tokenizer.encode(example.context)[first:-1]  # too long to be kept in mind
+    said = tokenizer.encode(example.context)[first:-1]  # not cached: it may be long
     return ids[:first] + said[: most - len(ids)] + ids[first:]
 
 
@@ -297,8 +297,8 @@ def frames_seen(ids: list[str], features, tokens: int) -> Tensor:
 @lru_cache
 def grid_boxes(tokens: int, clips: bool = False) -> Tensor:
     """(N, 4) boxes x1, x2, y1, y2 of a square grid's cells, row by row: the first is left-most. Of
-    clips: of a film's frames side by side, so that x is the time; what else tells it, the order
-    table, is small beside the features and nobody trains it."""
+    clips: of a film's frames side by side, so that x is the time; the order table tells it,
+    too, but its rows are small beside the features and frozen in every row but `full`."""
     rows, columns = (1, tokens) if clips else (math.isqrt(tokens),) * 2
     if rows * columns != tokens:
         raise ValueError(

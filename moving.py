@@ -16,7 +16,8 @@ Who reads only the text does not know what color the star has (the best guess is
 tvqa and 28 % of how2qa); who sees only the frames does not know which shot is meant (43 % of both).
 "the second one" asks for order, and so does motion: "goes away" is "comes closer" backwards.
 
-    python moving.py --out DIR       write the data set, say what is in it
+    python moving.py --out DIR       write the data set, say what is in it (into DIR/video; where
+                                     world.py writes into the same DIR, it goes first)
     python moving.py --show 3        print a few clips with what is said and asked
     python -m pytest tests/test_moving.py
 """
@@ -61,7 +62,7 @@ class Line(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A show: which tasks are about it, who says what there, how it is asked and told about."""
+    """Who talks about clips: which tasks it makes, what is said, how that is asked for and told."""
     asked: str                                # the task that asks; "": none
     choices: int                              # its answers to choose from
     told: str                                 # the task that describes; "": none

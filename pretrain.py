@@ -209,6 +209,22 @@ def probe(vit: ViT, count: int = 1500) -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
+@torch.no_grad()
+def center(vit: ViT, stories: int = 400) -> None:
+    """Moves the mean of the vectors of clips' frames to zero, by the bias of the last norm.
+
+    All of CLIP's vectors point much the same way (the cone of arXiv 2203.02053). Where one vector
+    is all that a frame gives, a visual embedding that begins at random sees little but this common
+    part, and some runs never find out that frames say anything.
+    """
+    r, side = Random("center"), SHAPE["size"]
+    frames = [frame for _ in range(stories) for frame in moving.render(moving.story(r, False), r)]
+    x = pixels(torch.from_numpy(np.stack([np.asarray(frame.resize((side, side),
+               Image.Resampling.BICUBIC)) for frame in frames])))
+    mean = torch.cat([vit(part)[1] for part in x.split(250)]).mean(0)
+    vit.norm_post.bias -= torch.linalg.solve(vit.project.weight, mean)
+
+
 # ---- CLIP: training ------------------------------------------------------------------------------
 def save_clip(vit: ViT, folder: Path, card: dict) -> None:
     """A folder in the published layout (weights in fp16), and card.json with what was measured."""
@@ -264,6 +280,7 @@ def clip(args: argparse.Namespace) -> None:
             "retrieval of 512": round(retrieval(vit, text), 3), "linear probe": probe(vit),
             "linear probe, untrained": untrained,
             "parameters": sum(p.numel() for p in vit.parameters())}
+    center(vit)
     save_clip(vit, args.out or WEIGHTS / "tiny-clip", card)
     print(json.dumps(card, indent=1))
 
@@ -357,7 +374,7 @@ SHORT = ("vqa",) * 6 + ("gqa",) * 7 + ("nlvr",) * 5          # answers of a word
 LONG = ("caption", "list")                                   # "list": name all that is there
 PLAIN_SHARE, DENSE_SHARE, LONG_SHARE = 0.15, 0.15, 0.2
 CLIP_SHARE, CLIP_TASKS = 0.7, ("tvqa",) * 3 + ("how2qa",) * 2 + ("tvc", "yc2c")
-EASY, CHOICE_SHARE = (0.8, 0.2), (0.3, 0.15)                 # of these: in the first third, later
+EASY, CHOICE_SHARE = (0.8, 0.2), (0.3, 0.15)                 # in the first third of steps, later
 SHORT_TEXT, LONG_TEXT = 130, 602                             # positions, two more than tokens
 MOMENTS = ("begins", "goes on", "ends")                      # of a clip's shot, frame by frame
 SIZE_WORDS = {moving.NEAR: "large", moving.HALFWAY: "", moving.FAR: "small"}
@@ -497,7 +514,8 @@ def answer_logits(model, ids, bags, labels, noise: float = 0.0) -> Tensor:
 
 @torch.no_grad()
 def read_well(model, reader: Reader, count: int) -> dict[str, float]:
-    """Percent of described scenes answered right ("list": of words), on held-out pairs too."""
+    """Percent of described scenes and clips answered right ("list", captions: of tokens), on
+    held-out pairs too."""
     model.eval()
     r, found = Random(123456), {}
     asked = [(how, task) for how in ("plain", "bags", "dense")
@@ -562,7 +580,7 @@ def language_model(args) -> None:
               {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0, "share": 1.0},
               {"params": slow, "weight_decay": 0.01, "share": c.d_kv ** -0.5}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98), fused=True)
-    bar = tqdm(range(args.steps), f"tiny-{kind}")
+    bar = tqdm(range(args.steps), args.name)
     for step in bar:
         warm = min(1000, 1 + args.steps // 10)
         for group in optimizer.param_groups:

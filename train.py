@@ -78,7 +78,8 @@ def prepare(config: Config) -> dict[str, Features | Pixels]:
         found = {shown: Features(some) for shown, some in folders.items()}
     else:
         tower = load_tower(config)
-        found = {shown: pack_once(config, tower, shown) for shown in set(map(show, tasks))}
+        found = {shown: pack_once(config, tower, shown)
+                 for shown in dict.fromkeys(show(task) for task in tasks)}
     if lost := [task for task in tasks if show(task) not in found]:
         raise ValueError(f"--features {config.features} has no {show(lost[0])} for {lost[0]}: name "
                          "a packed folder of them, too")
@@ -134,7 +135,7 @@ def build(config: Config, features: dict[str, Features | Pixels],
         lm.init_weights()
     lm.resize(vocabulary(lm.config))
     tasks, wide = config.tasks, [found["width"] for found in sources(features).values()]
-    if held:
+    if held is not None:
         tasks, wide = json.loads(held.metadata["config"])["tasks"], widths(held)
     tower = next(iter(features.values())).tower if config.features == "none" else None
     m = VLModel(lm, wide, tower)
@@ -188,14 +189,8 @@ class Shuffled:
         return self.features.frames([self.other.get(i, i) for i in ids])
 
 
-class Hidden:
+class Hidden(Shuffled):
     """Clips none of whose frames is real, so that nobody sees them: a control."""
-
-    def __init__(self, features: Features, seed: int):
-        self.features = features
-
-    def __getattr__(self, name: str):
-        return getattr(self.features, name)
 
     def frames(self, ids: list[str]) -> list[int]:
         return [0] * len(ids)
@@ -318,7 +313,7 @@ def validate(m: VLModel, tok, features, examples: dict[str, list], config: Confi
             "mean": average(scores)}
 
 
-def report(config: Config, results: dict, counts: list, seconds: float) -> str:
+def report(config: Config, results: dict, counts: list, seconds: float, split: str) -> str:
     """The results as a table in Markdown."""
     _, trainable, total = counts[-1]
     name = config.method + f" ({config.set})" * bool(config.set)
@@ -328,7 +323,8 @@ def report(config: Config, results: dict, counts: list, seconds: float) -> str:
               if task != "average" for name, value in scores.items()]
     lines += [f"| **average** | headline metrics | **{results['average']:.2f}** |", "",
               f"{name}: trained {trainable:,} of {total:,} parameters "
-              f"({100 * trainable / total:.2f} %), seed {config.seed}, {seconds:.0f} s"]
+              f"({100 * trainable / total:.2f} %), seed {config.seed}, split {split}, "
+              f"{seconds:.0f} s"]
     return "\n".join(lines)
 
 
@@ -446,11 +442,11 @@ def train(m: VLModel, tok, features, examples: dict[str, list], vals: dict[str, 
                 if done % per_epoch == 0 and vals:
                     line = {"step": done, "epoch": epoch} | validate(m, tok, features, vals, config)
                     print(json.dumps(line), file=log, flush=True)
-                    if line["mean"] > best_mean(best):
+                    if not best.exists() or line["mean"] > best_mean(best):
                         save_trained(best, m, features, config, line)
                 if done % config.save_every == 0 or done % per_epoch == 0:
                     save_last(out, m, optimizer, done)
-    found = weights.read(best).metadata if vals else {}
+    found = weights.read(best).metadata if vals and best.exists() else {}
     if found:
         m.load_trained(best)
         print(f"best mean of the validation scores: {float(found['mean']):.2f}, of epoch "
@@ -459,7 +455,7 @@ def train(m: VLModel, tok, features, examples: dict[str, list], vals: dict[str, 
 
 
 def best_mean(path: Path) -> float:
-    return float(weights.read(path).metadata["mean"]) if path.exists() else -1.0
+    return float(weights.read(path).metadata["mean"])
 
 
 def save_trained(path: Path, m: VLModel, features, config: Config, found: dict) -> None:
@@ -472,8 +468,8 @@ def save_trained(path: Path, m: VLModel, features, config: Config, found: dict) 
 
 # ------------------------------------------------------------------------------- command line
 
-def read_run(folder: str) -> Config:
-    """The configuration of a run folder."""
+def read_run(folder: str, **given) -> Config:
+    """The configuration of a run folder, with what is given instead of its own."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: {folder} is no run folder")
@@ -481,8 +477,14 @@ def read_run(folder: str) -> Config:
     known = {f.name for f in fields(Config)}
     if not isinstance(content, dict) or (odd := content.keys() ^ known):
         raise ValueError(f"{path} is no configuration of this version: its fields should be those "
-                         f"of train.py, but differ in {', '.join(sorted(odd))}")
-    return resolve(replace(Config(**content), out=str(folder)))
+                         f"of config.py, but differ in {', '.join(sorted(odd))}")
+    config = Config(**content)
+    if "data" in given:
+        if config.features not in ("", "none") and "features" not in given:
+            raise ValueError("--data beside --test: this run was trained on packed --features, so "
+                             "name the other data's, too")
+        given = {"images": "", "clips": ""} | given
+    return resolve(replace(config, out=str(folder), **given))
 
 
 def run(config: Config, resume: bool = False, only_test: bool = False,
@@ -538,10 +540,11 @@ def run(config: Config, resume: bool = False, only_test: bool = False,
         print(f"answers without scores are in {out / 'submissions'}")
         return results
     seconds = time.time() - started
-    table = report(config, results, counts, seconds)
+    table = report(config, results, counts, seconds, split)
     if not only_test:
         save_json(out / "results.json", results | {
-            "trainable": counts[-1][1], "total": counts[-1][2], "seconds": round(seconds, 1)})
+            "trainable": counts[-1][1], "total": counts[-1][2], "seconds": round(seconds, 1),
+            "split": split})
         save_text(out / "results.md", table + "\n")
     print(table)
     return results
@@ -554,15 +557,11 @@ def main(argv: list[str] | None = None) -> None:
             # A trained run may be shown other data; what it is stays as it was.
             free = ("device",) if args.resume else (
                 "device", "tasks", "images", "clips", "features", "data")
-            given = {name: getattr(config, name) for name in free
-                     if getattr(config, name) != getattr(Config, name)}
-            if args.resume and args.test or replace(Config(), **given) != config:
+            if args.resume and args.test or args.given.keys() - set(free):
                 raise ValueError("--test and --resume take all settings from the run's folder: "
                                  "give one of them, and beside it at most "
                                  f"{', '.join(map(flag, free))}")
-            if "data" in given:
-                given = {"images": "", "clips": ""} | given
-            config = resolve(replace(read_run(args.resume or args.test), **given))
+            config = read_run(args.resume or args.test, **args.given)
         elif args.split != "test":
             raise ValueError("--split needs --test RUN: training ends with a test of split test")
         else:

@@ -475,7 +475,7 @@ def test_clips_have_their_own_language_model_and_recipe(small, tmp_path):
     assert train.resolve(replace(config, tasks="vqa,tvqa")).lm == "weights/tiny-bart-video"
     shutil.copytree(small / "world" / "video", tmp_path / "video")
     half = replace(config, data=str(tmp_path))          # clips of ours beside pictures of others
-    assert train.recipe(replace(half, tasks="tvqa"), False)["batch"] == 64
+    assert train.recipe(replace(half, tasks="tvqa"), False)["batch"] == 16
     assert train.recipe(replace(half, tasks="vqa"), False)["batch"] == 500
     assert train.recipe(replace(half, tasks="vqa,tvqa"), False)["batch"] == 50
 
