@@ -120,7 +120,7 @@ class Kronecker(nn.Module):
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
         d_in = len(self.R) * self.W.size(1)
         # Two small products take tokens (in + n^2) out multiplications, a product with M
-        # (tokens + n) in out: fewer for few tokens, as in decoding (`python bench.py kronecker`).
+        # (tokens + n) in out: fewer for few tokens, as in decoding (`python -m tools.bench kronecker`).
         if x.numel() // d_in * 10 >= d_in:
             return F.linear(x, self.matrix(), self.bias)
         y = self.products(x)

@@ -6,7 +6,7 @@ changed in three places: a stem of three convolutions with an average pool, stri
 average pools (anti-aliased), attention in place of the last global average pool. Both papers
 tune a language model on the ResNet's last grid, pooled to 6 x 6 = 36 tokens.
 
-    python features.py --clip weights/tiny-clip --images pictures/ --out features/
+    python -m support.features --clip weights/tiny-clip --images pictures/ --out features/
     python -m pytest tests/test_clip.py
 
 Deliberate: the ViT's tokens for tuning come from the last block but one. CLIP's loss sees the last
@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-import weights
+from support import weights
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 GRID = 6                                                           # tokens a side for tuning

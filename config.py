@@ -18,7 +18,7 @@ import torch
 
 import adapters
 import data
-import rows
+import methods as rows
 import t5
 
 WORLD = "data/world"

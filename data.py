@@ -11,7 +11,7 @@ the tasks, and the files that the benchmarks' servers take.
 
 The built-in data set (world.py) writes the same files, so it goes through the same code.
 
-    python data.py fetch vqa         # downloads published files (download.py)
+    python -m tools.fetch vqa         # downloads published files (download.py)
     python -m pytest tests/test_data.py
 
 Axes: B batch, P pictures an example, N visual tokens a picture, F feature width,
@@ -23,7 +23,6 @@ import json
 import math
 import os
 import random
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -34,9 +33,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-import download
-import video
-from readers import (CHOICES, Example, read_coco, read_karpathy, read_nlvr, read_questions,
+from support import video
+from support.readers import (CHOICES, Example, read_coco, read_karpathy, read_nlvr, read_questions,
                      read_vqa, read_vqa2, read_vqa2_karpathy)
 
 
@@ -517,9 +515,3 @@ def submission(task: str, answers: list[str], examples: list[Example], path: str
     making.write_text(text, encoding="utf-8")
     os.replace(making, path)
     return path
-
-
-if __name__ == "__main__":
-    if sys.argv[1:2] != ["fetch"]:
-        sys.exit("usage: python data.py fetch NAME...   (python data.py fetch --list names them)")
-    download.main(sys.argv[2:])

@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapters
-import rows
+import methods as rows
 import t5
-import weights
+from support import weights
 from adapters import Context, Method
 
 # B batch, K beams, L text tokens, N visual tokens, S = L + N, T target tokens, D width,

@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import weights
+from support import weights
 
 # B batch, S encoder tokens (prompt P, text L, visual N), T target tokens, D width, H heads,
 # E = H * d_kv, V vocabulary.

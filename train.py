@@ -30,18 +30,18 @@ from tqdm import tqdm
 
 import clip_encoder
 import data
-import interchange
-import metrics
-import moving
-import records
-import rows
+from tools import peft as interchange
+from support import metrics
+from world import moving
+from support import records
+import methods as rows
 import t5
-import tokenizer
-import weights
-import world
-from clips import frame_files, list_clips
+from support import tokenizer
+from support import weights
+from world import scenes as world
+from support.clips import frame_files, list_clips
 from config import WORLD, Config, flag, parse, recipe, resolve, shows_clips
-from features import INDEX, Features, Pixels, extract, list_files, read_index
+from support.features import INDEX, Features, Pixels, extract, list_files, read_index
 from model import VLModel, vocabulary, widths
 
 

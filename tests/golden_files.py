@@ -10,7 +10,7 @@ from safetensors import safe_open
 import adapters
 import data
 import model
-import rows
+import methods as rows
 import t5
 
 FOLDER = Path(__file__).parent / "golden"

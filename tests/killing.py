@@ -9,8 +9,8 @@ from random import Random
 import torch
 
 import clip_encoder
-import features
-from features import INDEX
+from support import features
+from support.features import INDEX
 
 
 def contents(folder: Path) -> dict[str, bytes]:

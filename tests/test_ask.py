@@ -5,10 +5,10 @@ import pytest
 import torch
 from PIL import Image
 
-import ask
+from tools import ask
 import clip_encoder
-import pretrain
-import world
+from world import pretrain
+from world import scenes as world
 
 
 def lines(capsys, *argv: str) -> list[str]:

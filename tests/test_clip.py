@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 import clip_encoder
-import weights
+from support import weights
 from clip_encoder import HUGGING_FACE, ViT, decode, pixels
 
 GOLDEN = weights.Path(__file__).parent / "golden"

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-import clips
-import features
-import weights
+from support import clips
+from support import features
+from support import weights
 from clip_encoder import HUGGING_FACE, ViT, pixels
-from clips import count_real, fit, frame_files, list_clips, read_npz
-from features import INDEX, Features, convert_npz, extract
+from support.clips import count_real, fit, frame_files, list_clips, read_npz
+from support.features import INDEX, Features, convert_npz, extract
 from killing import contents, kill_often
 
 

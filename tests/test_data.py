@@ -10,12 +10,12 @@ from collections import Counter
 from dataclasses import replace
 
 import data
-import metrics
+from support import metrics
 import pytest
-import readers
-import records
+from support import readers
+from support import records
 import torch
-import world
+from world import scenes as world
 from data import Example
 
 

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import pytest
 
-import download
-from download import File, fetch
+from tools import fetch as download
+from tools.fetch import File, fetch
 
 BODY = random.Random(0).randbytes(300_000)
 OTHER = random.Random(1).randbytes(300_000)         # as long, with nothing in common

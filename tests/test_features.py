@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import clip_encoder
-import features
-import weights
+from support import features
+from support import weights
 from clip_encoder import HUGGING_FACE, ViT, pixels
-from features import INDEX, Features, Recipe, convert, extract, pack
+from support.features import INDEX, Features, Recipe, convert, extract, pack
 from killing import contents, kill_often, spawn
 
 SHARDS = ["00000.safetensors", "00001.safetensors", "00002.safetensors"]

@@ -10,12 +10,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-import interchange
+from tools import peft as interchange
 import model
-import rows
+import methods as rows
 import t5
 import train
-import weights
+from support import weights
 
 try:
     import peft

@@ -18,8 +18,8 @@ from torch import nn
 
 import adapters
 import model
-import rows
-import weights
+import methods as rows
+from support import weights
 from model import TASKS
 
 # A row of our own in the suite -> the row and its changes; what fits the rows into a tiny model.

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import metrics
+from support import metrics
 import pytest
 
 GOLDEN = Path(__file__).parent / "golden"

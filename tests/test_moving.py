@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import clips
+from support import clips
 import data
-import moving
-import tokenizer
-import world
+from world import moving
+from support import tokenizer
+from world import scenes as world
 
 ROOT = Path(__file__).parent.parent
 LM = ROOT / "weights/tiny-bart-video"

@@ -9,10 +9,10 @@ import torch
 import transformers
 
 import clip_encoder
-import pretrain
+from world import pretrain
 import t5
-import tokenizer
-import world
+from support import tokenizer
+from world import scenes as world
 
 LMS = ("bart", "t5", "video")
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import model
 import t5
-import weights
+from support import weights
 
 transformers.utils.logging.disable_progress_bar()
 transformers.logging.set_verbosity_error()

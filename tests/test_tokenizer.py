@@ -10,7 +10,7 @@ import struct
 import unicodedata
 
 import pytest
-import tokenizer
+from support import tokenizer
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers

@@ -11,14 +11,14 @@ import torch
 
 import clip_encoder
 import data
-import features
-import moving
-import pretrain
+from support import features
+from world import moving
+from world import pretrain
 import t5
-import tokenizer
+from support import tokenizer
 import train
-import weights
-import world
+from support import weights
+from world import scenes as world
 from config import free_folder
 
 STEPS_AN_EPOCH = 36

@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import data
-import metrics
+from support import metrics
 import pytest
-import rows
+import methods as rows
 import tiny
-import tokenizer
+from support import tokenizer
 import tokenizers
 import torch
-import video
+from support import video
 from data import Example
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"

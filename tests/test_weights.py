@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import weights
+from support import weights
 
 
 class Net(nn.Module):

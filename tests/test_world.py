@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import world
+from world import scenes as world
 
 HAND = (("star", "red", "large", "top left"), ("circle", "blue", "small", "center"),
         ("circle", "red", "small", "bottom right"))

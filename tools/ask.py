@@ -1,9 +1,9 @@
 """What does a trained run say about your own picture?
 
-    python ask.py                                              # a scene of the built-in world
-    python ask.py --run out/vlpet-large --image photo.jpg "what is on the table?"
-    python ask.py --run out/vlpet-large --image photo.jpg --task caption
-    python ask.py --image left.jpg --image right.jpg --task nlvr "both pictures show a dog"
+    python -m tools.ask                                              # a scene of the built-in world
+    python -m tools.ask --run out/vlpet-large --image photo.jpg "what is on the table?"
+    python -m tools.ask --run out/vlpet-large --image photo.jpg --task caption
+    python -m tools.ask --image left.jpg --image right.jpg --task nlvr "both pictures show a dog"
 
 From the raw picture to the answer: CLIP's features, the frozen language model with what the run
 trained, the answer with its probability and the five best beams. Without --run it is the tiny run
@@ -20,9 +20,9 @@ import torch
 
 import data
 import train
-import weights
-import world
-from features import Pixels
+from support import weights
+from world import scenes as world
+from support.features import Pixels
 
 TINY = "weights/tiny-vlpet"
 

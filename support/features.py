@@ -10,10 +10,10 @@ COCO's 123,000 pictures are 18 GB of it, so nothing is ever held whole: a shard 
 batch and read through a memory map. A run that was killed, at any moment, goes on where it was when
 its command is given again, and ends with the same bytes: a batch always has the same members.
 
-    python features.py --clip weights/tiny-clip --images pictures/ --out packed/
-    python features.py --hdf5 published/ --out packed/         # the papers' own features
-    python features.py --clip weights/tiny-clip --clips clips/ --out packed/   # see clips.py
-    python features.py --npz published/ --out packed/
+    python -m support.features --clip weights/tiny-clip --images pictures/ --out packed/
+    python -m support.features --hdf5 published/ --out packed/         # the papers' own features
+    python -m support.features --clip weights/tiny-clip --clips clips/ --out packed/   # see clips.py
+    python -m support.features --npz published/ --out packed/
     python -m pytest tests/test_features.py
 
 Axes: B batch, N tokens (a grid, row by row, or a clip's frames), F feature width.
@@ -40,9 +40,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import weights
+from support import weights
 from clip_encoder import GRID, ResNet, ViT, decode, fingerprint, load, pool
-from clips import FRAMES, PICTURES, count_real, frame_files, list_clips, named, read_clip, read_npz
+from support.clips import FRAMES, PICTURES, count_real, frame_files, list_clips, named, read_clip, read_npz
 
 try:
     import fcntl

@@ -16,9 +16,9 @@ Who reads only the text does not know what color the star has (the best guess is
 tvqa and 28 % of how2qa); who sees only the frames does not know which shot is meant (43 % of both).
 "the second one" asks for order, and so does motion: "goes away" is "comes closer" backwards.
 
-    python moving.py --out DIR       write the data set, say what is in it (into DIR/video; where
+    python -m world.moving --out DIR       write the data set, say what is in it (into DIR/video; where
                                      world.py writes into the same DIR, it goes first)
-    python moving.py --show 3        print a few clips with what is said and asked
+    python -m world.moving --show 3        print a few clips with what is said and asked
     python -m pytest tests/test_moving.py
 """
 import argparse
@@ -33,8 +33,8 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-import world
-from world import COLORS, HELD_OUT, KINDS, pick
+from world import scenes as world
+from world.scenes import COLORS, HELD_OUT, KINDS, pick
 
 TASKS = ("tvqa", "how2qa", "tvc", "yc2c")
 VERSION = 1                                   # raise it when the written bytes change

@@ -1,9 +1,9 @@
 """How fast is it?
 
-    python bench.py mixing          # a training step of one task against one of four tasks mixed
-    python bench.py kronecker       # two small products against building the matrix
-    python bench.py reading         # packed features read against what a training step takes
-    python bench.py subtitles       # clips with long texts: seconds and memory of a training step
+    python -m tools.bench mixing          # a training step of one task against one of four tasks mixed
+    python -m tools.bench kronecker       # two small products against building the matrix
+    python -m tools.bench reading         # packed features read against what a training step takes
+    python -m tools.bench subtitles       # clips with long texts: seconds and memory of a training step
 
 Random weights of a published size, one thread; the median of several runs, the first left out (of
 subtitles: the mean over four batches, 268 + 64 being half of 600 + 64).
@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 import adapters
 import data
-import features
+from support import features
 import t5
 from model import TASKS, VLModel
 

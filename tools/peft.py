@@ -11,8 +11,8 @@ tensors, under the transformers model's names behind "base_model.model.":
 
 PEFT has no place for the visual embedding: it lies beside, in visual_embedding.safetensors.
 
-    python interchange.py out/lora FOLDER                          # a run, for PEFT
-    python interchange.py out/lora-multiple FOLDER --task vqa      # one task's modules
+    python -m tools.peft out/lora FOLDER                          # a run, for PEFT
+    python -m tools.peft out/lora-multiple FOLDER --task vqa      # one task's modules
     python -m pytest tests/test_interchange.py
 """
 import argparse
@@ -26,9 +26,9 @@ from pathlib import Path
 from torch import Tensor
 
 import adapters
-import rows
+import methods as rows
 import t5
-import weights
+from support import weights
 from model import VLModel, vocabulary, widths
 
 CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"

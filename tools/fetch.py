@@ -2,9 +2,9 @@
 
 FILES is the whole answer for the eye: every address, what comes out of it, under which terms.
 
-    python data.py fetch --list                        # names, places, sizes, terms, addresses
-    python data.py fetch vqa caption                   # annotations, into data/vqa and data/COCO
-    python data.py fetch vqa-pictures bart-base        # 20 GB of pictures, a checkpoint
+    python -m tools.fetch --list                        # names, places, sizes, terms, addresses
+    python -m tools.fetch vqa caption                   # annotations, into data/vqa and data/COCO
+    python -m tools.fetch vqa-pictures bart-base        # 20 GB of pictures, a checkpoint
 
 The addresses could not be tried where they were written; the code was, against a local server.
 
@@ -282,7 +282,7 @@ def fetch_row(row: File, folder: Path, pauses: Sequence[float]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser("python data.py fetch", description="Fetches published files.")
+    parser = argparse.ArgumentParser("python -m tools.fetch", description="Fetches published files.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch, see --list")
     parser.add_argument("--to", default="data", metavar="DIR", help="the data folder (data)")
     parser.add_argument("--list", action="store_true", help="print what there is, and its terms")
@@ -295,3 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (OSError, ValueError, KeyboardInterrupt) as error:
         why = str(error) or "stopped; what came is kept, and the same command goes on."
         raise SystemExit(f"data.py fetch: {why}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from records import records, take
+from support.records import records, take
 
 Span = tuple[float, float]  # from, to, in seconds
 Subtitles = list[tuple[float, float, str]]  # from, to, text

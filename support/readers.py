@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from metrics import normalize_answer
-from records import records, take
+from support.metrics import normalize_answer
+from support.records import records, take
 
 CHOICES = ("false", "true")  # nlvr's answers
 LABELS = {0: "false", 1: "true", "False": "false", "True": "true"}

@@ -5,8 +5,8 @@ tasks), and 64 frames a clip: a shorter one is followed by zeros, a longer one k
 each of 64 equal, if need be overlapping, shares of its time. A clip comes as a folder of frames, as
 an animated GIF or WebP, or as published vectors in an .npz file. `features.py` packs them:
 
-    python features.py --clip weights/tiny-clip --clips clips/ --out packed/
-    python features.py --npz published/ --out packed/
+    python -m support.features --clip weights/tiny-clip --clips clips/ --out packed/
+    python -m support.features --npz published/ --out packed/
     python -m pytest tests/test_clips.py
 
 Axes: T frames of a clip, F feature width, M clips.

@@ -15,8 +15,8 @@ Two rules give its scores a meaning:
 * Held-out pairs. Six (color, kind) pairs are in no training picture, question or caption; test
   pictures hold them at their natural rate. Who cannot read color and kind apart fails there.
 
-    python world.py --out DIR        write the data set, say what is in it
-    python world.py --show 5         print a few examples of each task
+    python -m world.scenes --out DIR        write the data set, say what is in it
+    python -m world.scenes --show 5         print a few examples of each task
     python -m pytest tests/test_world.py
 """
 import argparse

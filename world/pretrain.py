@@ -2,10 +2,10 @@
 
 From pictures and texts of the built-in world (world.py), the way their big brothers were made:
 
-    python pretrain.py clip          weights/tiny-clip: pictures with captions, contrastive
-    python pretrain.py bart          weights/tiny-bart: text alone, questions on described scenes
-    python pretrain.py t5            weights/tiny-t5: the same
-    python pretrain.py video         weights/tiny-bart-video: tiny-bart goes on with described clips
+    python -m world.pretrain clip   weights/tiny-clip: pictures with captions, contrastive
+    python -m world.pretrain bart   weights/tiny-bart: text alone, questions on described scenes
+    python -m world.pretrain t5   weights/tiny-t5: the same
+    python -m world.pretrain video   weights/tiny-bart-video: tiny-bart goes on with described clips
 
 CLIP (arXiv 2103.00020): of B pictures and B captions, tell which belong together. With image
 vectors a_i and text vectors b_j of length one and a learned scale s,
@@ -43,16 +43,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from tqdm import tqdm
 
 import data
-import moving
+from world import moving
 import t5
-import tokenizer
-import weights
-import world
+from support import tokenizer
+from support import weights
+from world import scenes as world
 from clip_encoder import HUGGING_FACE, MEAN, STD, ViT
 from model import token_loss
-from world import COLOR, FIELDS, HELD_OUT, KIND, PLACE, PLACES, SIZE
+from world.scenes import COLOR, FIELDS, HELD_OUT, KIND, PLACE, PLACES, SIZE
 
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parent.parent / "weights"
 
 # ---- CLIP: pictures and their captions -----------------------------------------------------------
 SHAPE = {"width": 128, "layers": 3, "heads": 4, "patch": 8, "size": 48, "out": 128}
@@ -275,7 +275,7 @@ def clip(args: argparse.Namespace) -> None:
         if (step + 1) % 500 == 0:
             bar.write(f"{step + 1} {mean_loss:.3f} retrieval {retrieval(vit, text):.3f} "
                       f"{probe(vit)}")
-    card = {"made by": f"python pretrain.py clip --steps {args.steps}", "steps": args.steps,
+    card = {"made by": f"python -m world.pretrain clip --steps {args.steps}", "steps": args.steps,
             "pictures seen": 2 * args.pairs * args.steps, "loss": round(mean_loss, 3),
             "retrieval of 512": round(retrieval(vit, text), 3), "linear probe": probe(vit),
             "linear probe, untrained": untrained,
@@ -608,7 +608,7 @@ def language_model(args) -> None:
         if (step + 1) % 500 == 0:
             tqdm.write(f"{step + 1} {loss.item():.3f} {read_well(model, reader, 128)}")
     save_lm(model, kind, folder, {
-        "made by": f"python pretrain.py {args.command} --steps {args.steps}",
+        "made by": f"python -m world.pretrain {args.command} --steps {args.steps}",
         "examples seen": f"{args.steps} batches of {args.batch} (dense ones half)",
         "parameters": sum(p.numel() for p in model.parameters()),
         "described scenes, % right": read_well(model, reader, 2000)})

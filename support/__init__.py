@@ -1,0 +1,1 @@
+"""What a lesson leans on: the gate, weights, tokenisers, metrics, features, published files."""

@@ -1,0 +1,1 @@
+"""Programs besides training: python -m tools.NAME."""

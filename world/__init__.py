@@ -1,0 +1,1 @@
+"""The built-in world: scenes, clips, and where the tiny weights come from."""
