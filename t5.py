@@ -18,16 +18,11 @@ attention or a feed-forward stands `tune`, None until model.py installs a functi
 
     python -m pytest tests/test_t5.py
 """
-import json
-from collections import ChainMap
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from support import weights
 
 # B batch, S encoder tokens (prompt P, text L, visual N), T target tokens, D width, H heads,
 # E = H * d_kv, V vocabulary.
@@ -97,98 +92,6 @@ PRESETS = {
     "t5-v1_1-large": t5(1024, 16, 2816, 24, v11=True),
 }
 PRESETS |= {f"flan-t5-{s}": PRESETS[f"t5-v1_1-{s}"] for s in ("small", "base", "large")}
-
-
-class Unsupported(ValueError):
-    """A published config that this file cannot reproduce exactly."""
-
-
-def read_config(folder: str | Path) -> Config:
-    """Config of a published folder (its config.json, and generation_config.json if there is one).
-
-    Raises FileNotFoundError or ValueError, naming the file and the field, for anything that this
-    file can't reproduce exactly.
-    """
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: a language model's folder holds config.json, "
-                                "model.safetensors and its tokenizer's files")
-    files = [path, path.with_name("generation_config.json")]
-    c = {k: v for f in files if f.is_file() for k, v in read_json(f).items() if v is not None}
-    try:
-        kind = known(c, "model_type", {"t5": _t5_config, "bart": _bart_config}, None)
-        return check(kind(c))
-    except TypeError as e:
-        raise ValueError(f"{path} holds something else where a number belongs: {e}") from None
-    except KeyError as e:
-        raise ValueError(f"{path} has no field {e}: is it a published T5 or BART config?") from None
-    except Unsupported as e:
-        raise ValueError(f"{path}: {e}") from None
-
-
-def read_json(path: Path) -> dict:
-    try:
-        c = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:                                 # also where it is no UTF-8
-        raise ValueError(f"{path} is not valid JSON ({e}): download it again") from None
-    if not isinstance(c, dict):
-        raise ValueError(f"{path} holds no JSON object: download it again")
-    return c
-
-
-def check(c: Config) -> Config:
-    for name in ("vocab", "d", "heads", "d_kv", "ffn"):
-        if not isinstance(getattr(c, name), int) or getattr(c, name) < 1:
-            raise Unsupported(f"{name} is {getattr(c, name)!r}; it must be a positive integer")
-    if not c.is_t5 and c.d % c.heads:
-        raise Unsupported(f"d_model {c.d} is no multiple of its {c.heads} attention heads")
-    return c
-
-
-def known(c: dict, field: str, table: dict, default):
-    """The table's entry for a config's field."""
-    value = c.get(field, default)
-    if value not in table:
-        raise Unsupported(f"{field} is {value!r}; known are {', '.join(map(repr, table))}")
-    return table[value]
-
-
-def _t5_config(c: dict) -> Config:
-    activation, gated = known(c, "feed_forward_proj", {
-        "relu": ("relu", False), "gelu": ("gelu", False),
-        "gated-relu": ("relu", True), "gated-gelu": ("gelu_tanh", True)}, "relu")
-    tied = c.get("tie_word_embeddings", True)
-    scaled = c.get("scale_decoder_outputs", tied)       # transformers 5 calls every T5 tied
-    return Config(
-        vocab=c["vocab_size"], d=c["d_model"], heads=c["num_heads"], d_kv=c["d_kv"], ffn=c["d_ff"],
-        layers=(c["num_layers"], c.get("num_decoder_layers") or c["num_layers"]),
-        pre_norm=True, rms=True, eps=c.get("layer_norm_epsilon", 1e-6), bias=False, scale=False,
-        buckets=c.get("relative_attention_num_buckets", 32),
-        max_distance=c.get("relative_attention_max_distance", 128), activation=activation,
-        gated=gated, tied=tied, head_scale=c["d_model"] ** -0.5 if scaled else 1.0,
-        dropout=c.get("dropout_rate", 0.1), pad=c.get("pad_token_id", 0),
-        eos=c.get("eos_token_id", 1), start=c.get("decoder_start_token_id") or 0,
-        no_repeat_ngram=c.get("no_repeat_ngram_size", 0),
-        early_stopping=c.get("early_stopping", False))
-
-
-def _bart_config(c: dict) -> Config:
-    for field in ("attention_heads", "ffn_dim"):
-        if c[f"encoder_{field}"] != c[f"decoder_{field}"]:
-            raise Unsupported(f"encoder_{field} and decoder_{field} differ; here they are one")
-    for field in ("scale_embedding", "normalize_before", "add_final_layer_norm"):
-        known(c, field, {False: None}, False)                   # true in mBART
-    activation = c.get("activation_function", "gelu")
-    known(c, "activation_function", ACTIVATIONS, "gelu")
-    return Config(
-        vocab=c["vocab_size"], d=c["d_model"], heads=c["encoder_attention_heads"],
-        d_kv=c["d_model"] // c["encoder_attention_heads"], ffn=c["encoder_ffn_dim"],
-        layers=(c["encoder_layers"], c["decoder_layers"]), pre_norm=False, rms=False, eps=1e-5,
-        bias=True, scale=True, positions=c["max_position_embeddings"] + 2,
-        activation=activation, dropout=c.get("dropout", 0.1), pad=c.get("pad_token_id", 1),
-        bos=c.get("bos_token_id", 0), eos=c.get("eos_token_id", 2),
-        start=c.get("decoder_start_token_id", 2), no_repeat_ngram=c.get("no_repeat_ngram_size", 0),
-        early_stopping=c.get("early_stopping", False), force_eos=True)
 
 
 # ---------------------------------------------------------------------------------- the machine
@@ -489,75 +392,3 @@ class EncoderDecoder(nn.Module):
                 fan = fan.get(last, c.d)
                 nn.init.normal_(p, std=fan ** -0.5)
         return self
-
-
-# ---------------------------------------------------------------------------- published weights
-
-def _rows(*rows: str) -> list[tuple[str, str]]:
-    return [tuple(r.split()) for r in rows]
-
-
-def table(c: Config, prefix: str = "") -> list[tuple[str, str | None]]:
-    """(published module or tensor, ours) with {i} a layer's number; the last rows are tied copies.
-    prefix: "model." where a BART file has it."""
-    stacks, head = ("encoder", "decoder"), "shared" if c.tied else "head"
-    if c.positions:
-        attn = (("encoder", "self_attn", "self_attn"), ("decoder", "self_attn", "self_attn"),
-                ("decoder", "encoder_attn", "cross_attn"))
-        rows = _rows(
-            "shared shared",
-            *(f"{s}.{theirs} {s}.{ours}" for s in stacks for theirs, ours in (
-                ("embed_positions", "positions"), ("layernorm_embedding", "embed_norm"),
-                ("layers.{i}.fc1", "blocks.{i}.ffn.f.wi"),
-                ("layers.{i}.fc2", "blocks.{i}.ffn.f.wo"),
-                ("layers.{i}.final_layer_norm", "blocks.{i}.ffn.norm"))),
-            *(f"{s}.layers.{{i}}.{theirs}.{w}_proj {s}.blocks.{{i}}.{ours}.f.{w[0]}"
-              for s, theirs, ours in attn for w in ("q", "k", "v", "out")),
-            *(f"{s}.layers.{{i}}.{theirs}_layer_norm {s}.blocks.{{i}}.{ours}.norm"
-              for s, theirs, ours in attn),
-            *(f"{s}.embed_tokens shared" for s in stacks))
-        return [(prefix + a, b) for a, b in rows] + _rows(
-            "final_logits_bias logits_bias", f"lm_head {head}")
-    ffn = (("wi_0", "wg"), ("wi_1", "wi")) if c.gated else (("wi", "wi"),)
-    sites = (("encoder", 0, "SelfAttention", "self_attn"), ("encoder", 1, "DenseReluDense", "ffn"),
-             ("decoder", 0, "SelfAttention", "self_attn"),
-             ("decoder", 1, "EncDecAttention", "cross_attn"),
-             ("decoder", 2, "DenseReluDense", "ffn"))
-    return _rows(
-        "shared shared",
-        *(f"{s}.block.{{i}}.layer.{j}.layer_norm {s}.blocks.{{i}}.{ours}.norm"
-          for s, j, _, ours in sites),
-        *(f"{s}.block.{{i}}.layer.{j}.{theirs}.{a} {s}.blocks.{{i}}.{ours}.f.{b}"
-          for s, j, theirs, ours in sites
-          for a, b in ((*ffn, ("wo", "wo")) if ours == "ffn" else zip("qkvo", "qkvo"))),
-        *(f"{s}.block.0.layer.0.SelfAttention.relative_attention_bias {s}.relative"
-          for s in stacks),
-        *(f"{s}.final_layer_norm {s}.norm" for s in stacks),
-        f"lm_head {head}", *(f"{s}.embed_tokens shared" for s in stacks)) + [
-        # Left over in Google's files; no model ever read it.
-        ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias", None)]
-
-
-def load(folder: str | Path, dtype: torch.dtype = torch.float32,
-         dropout: float | None = None) -> EncoderDecoder:
-    """The model of a published folder (config.json, model.safetensors), in eval mode.
-
-    dropout: another one than the config's.
-
-    Raises FileNotFoundError or ValueError, naming what is missing, unexpected or misshapen.
-    """
-    config = read_config(folder)
-    config = config if dropout is None else replace(config, dropout=dropout)
-    if dtype == torch.float16 and config.is_t5:
-        raise ValueError("T5 overflows in fp16 (its activations pass 65504): use bf16 or fp32")
-    source = weights.read(folder)
-    if config.is_t5 and config.head_scale == 1 and "lm_head.weight" in source:
-        config = replace(config, tied=False)        # T5 v1.1, whatever its config calls it
-    prefix = "model." if any(name.startswith("model.") for name in source) else ""
-    with torch.device("meta"):                       # no random numbers that would be overwritten
-        model = EncoderDecoder(config).to(dtype)
-    model.to_empty(device="cpu")
-    if config.positions and "final_logits_bias" not in source:       # BART saved without its head
-        source = ChainMap({"final_logits_bias": torch.zeros(1, config.vocab)}, source)
-    weights.load(model, source, table(config, prefix), where=str(folder))
-    return model.eval()

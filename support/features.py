@@ -41,7 +41,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support import weights
-from clip_encoder import GRID, ResNet, ViT, decode, fingerprint, load, pool
+from clip_encoder import GRID, ResNet, ViT, decode, pool
+from support.published_clip import load_clip
 from support.clips import FRAMES, PICTURES, count_real, frame_files, list_clips, named, read_clip, read_npz
 
 try:
@@ -113,7 +114,7 @@ def extract(clip: ViT | ResNet, folder: str | Path, out: str | Path, resize: str
     files = list_clips(folder) if clips else list_files(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     clip = clip.to(device).eval()
-    settings = {"clip": fingerprint(clip), "resize": resize, "size": clip.size}
+    settings = {"clip": weights.fingerprint(clip), "resize": resize, "size": clip.size}
     if clips:
         read = partial(read_clip, tower=clip, resize=resize, turn=Lock())
         return pack(out, files, Recipe(
@@ -453,7 +454,7 @@ class Pixels:
     def __init__(self, tower: ViT | ResNet, pictures: dict[str, Path]):
         self.tower, self.pictures, self.ids = tower, pictures, list(pictures)
         self.width, self.tokens = tower.features, GRID * GRID
-        self.settings = {"clip": fingerprint(tower), "resize": "stretch"}
+        self.settings = {"clip": weights.fingerprint(tower), "resize": "stretch"}
         self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     def stack(self, ids: list[str]) -> Tensor:
@@ -499,7 +500,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--clip goes with --images or --clips")
     try:
         if args.clip:
-            skipped = extract(load(args.clip), args.images or args.clips, args.out, args.resize,
+            skipped = extract(load_clip(args.clip), args.images or args.clips, args.out, args.resize,
                               args.batch, args.on_error, None, args.shard, bool(args.clips))
         else:
             run = convert if args.hdf5 else convert_npz

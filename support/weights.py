@@ -23,6 +23,7 @@ A row of a table is (published, ours) or (published, ours, "T"):
 The first row that matches wins, in both directions. Several published tensors may mean one of
 ours (tied copies) if they are bit-equal; the first of these rows is the name it is saved under.
 """
+import hashlib
 import json
 import os
 import re
@@ -252,3 +253,11 @@ def published(module: nn.Module, table: Table | None) -> dict[str, Tensor]:
     whole = {full: torch.cat([p[k] for k in sorted(p)]) if len(p) > 1 else p[0]
              for full, p in pieces.items()}
     return {full: t.T if turned[full] else t for full, t in whole.items()}
+
+
+def fingerprint(module: nn.Module) -> str:
+    """16 hex digits that change with any weight or its name."""
+    digest = hashlib.sha256()
+    for name, t in module.state_dict().items():
+        digest.update(name.encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -7,6 +7,7 @@ from PIL import Image
 
 from tools import ask
 import clip_encoder
+from support.published_clip import load_clip
 from world import pretrain
 from world import scenes as world
 
@@ -66,7 +67,7 @@ def test_errors_are_one_sentence(tmp_path):
 def test_another_clip_is_named(tmp_path):
     """A run must see through the CLIP that it was trained with."""
     torch.manual_seed(0)
-    tower = clip_encoder.randomized(clip_encoder.load("weights/tiny-clip"))
+    tower = clip_encoder.randomized(load_clip("weights/tiny-clip"))
     pretrain.save_clip(tower, tmp_path, {})
     with pytest.raises(SystemExit, match="through another CLIP .*give its path as --clip"):
         ask.main(["--clip", str(tmp_path)])

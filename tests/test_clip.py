@@ -12,7 +12,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import clip_encoder
 from support import weights
-from clip_encoder import HUGGING_FACE, ViT, decode, pixels
+from clip_encoder import ViT, decode, pixels
+from support.published_clip import HUGGING_FACE, load_clip
 
 GOLDEN = weights.Path(__file__).parent / "golden"
 VISION = dict(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48,
@@ -47,7 +48,7 @@ def published(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vit(published):
-    return clip_encoder.load(published[0])
+    return load_clip(published[0])
 
 
 # ------------------------------------------------------------------------------------------ towers
@@ -65,7 +66,7 @@ def test_golden(name, how, tmp_path):
     if how == "fp16":
         w = {k: v.half() if v.is_floating_point() else v for k, v in w.items()}
     save_file(w, tmp_path / "clip.safetensors")
-    clip = clip_encoder.load(tmp_path / "clip.safetensors")
+    clip = load_clip(tmp_path / "clip.safetensors")
     assert not clip.training and all(p.dtype == torch.float32 for p in clip.parameters())
     assert not any(p.requires_grad for p in clip.parameters())
     grid, pooled = clip.train()(g["in/pixels"])   # statistics stay put in train mode too
@@ -98,7 +99,7 @@ def test_vit_equals_transformers(published, vit):
 
 def test_vit_gradients_equal_transformers(published):
     folder, model = published
-    ours = clip_encoder.load(folder).requires_grad_(True)
+    ours = load_clip(folder).requires_grad_(True)
     x, direction = torch.randn(2, 3, 24, 24), torch.randn(2, 20)
     model.zero_grad()
     (model.visual_projection(model.vision_model(x).pooler_output) * direction).sum().backward()
@@ -117,7 +118,7 @@ def test_image_tower_alone_and_back(published, vit, tmp_path):
     theirs, info = CLIPVisionModelWithProjection.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
     x = torch.randn(2, 3, 24, 24)
-    ours = clip_encoder.load(tmp_path)
+    ours = load_clip(tmp_path)
     assert ours.config == vit.config and close(ours(x)[1], theirs.eval()(x).image_embeds)
 
 
@@ -165,12 +166,12 @@ def test_randomized(vit):
 
 
 def test_fingerprint_knows_every_weight(vit):
-    before, other = clip_encoder.fingerprint(vit), ViT(**vit.config)
+    before, other = weights.fingerprint(vit), ViT(**vit.config)
     other.load_state_dict(vit.state_dict())
-    assert clip_encoder.fingerprint(other) == before
+    assert weights.fingerprint(other) == before
     with torch.no_grad():
         other.blocks[1].down.bias[3] += 1e-3
-    assert clip_encoder.fingerprint(other) != before
+    assert weights.fingerprint(other) != before
 
 
 # --------------------------------------------------------------------------------- what goes wrong
@@ -188,7 +189,7 @@ def test_wrong_weights(change, words, tmp_path):
     change(w)
     save_file(w, tmp_path / "clip.safetensors")
     with pytest.raises(ValueError, match=words) as error:
-        clip_encoder.load(tmp_path / "clip.safetensors")
+        load_clip(tmp_path / "clip.safetensors")
     assert "clip.safetensors" in str(error.value)
 
 
@@ -201,7 +202,7 @@ def test_wrong_config(published, config, words, tmp_path):
     weights.write(tmp_path / "model.safetensors", load_file(published[0] / "model.safetensors"))
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(ValueError, match=words):
-        clip_encoder.load(tmp_path)
+        load_clip(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------ pixels

@@ -10,7 +10,8 @@ from PIL import Image
 from support import clips
 from support import features
 from support import weights
-from clip_encoder import HUGGING_FACE, ViT, pixels
+from clip_encoder import ViT, pixels
+from support.published_clip import HUGGING_FACE
 from support.clips import count_real, fit, frame_files, list_clips, read_npz
 from support.features import INDEX, Features, convert_npz, extract
 from killing import contents, kill_often

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 import clip_encoder
 from support import features
 from support import weights
-from clip_encoder import HUGGING_FACE, ViT, pixels
+from clip_encoder import ViT, pixels
+from support.published_clip import HUGGING_FACE
 from support.features import INDEX, Features, Recipe, convert, extract, pack
 from killing import contents, kill_often, spawn
 
@@ -67,7 +68,7 @@ def test_extract(vit, folder, tmp_path, resize):
     packed = Features(out)
     assert packed.ids == list("abdcefg") and len(packed) == 7 and packed.width == 32
     assert packed.settings == {"grid": 6, "resize": resize, "size": 24,
-                               "clip": clip_encoder.fingerprint(vit)}
+                               "clip": weights.fingerprint(vit)}
     got = packed.stack(["c", "a", "c", "g"])
     assert got.dtype == torch.float32 and got.shape == (4, 36, 32)
     want = [pixels(Image.open(folder / n), 24, resize) for n in ("deep/c.jpg", "a.PNG", "g.png")]

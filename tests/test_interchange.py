@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from tools import peft as interchange
 import model
 import methods as rows
-import t5
 import train
 from support import weights
+from support.published_lm import load_lm, read_config
 
 try:
     import peft
@@ -38,7 +38,7 @@ def published(request, tmp_path_factory):
 
 
 def kind_of(folder):
-    return "t5" if t5.read_config(folder).is_t5 else "bart"
+    return "t5" if read_config(folder).is_t5 else "bart"
 
 
 def theirs(folder):
@@ -49,7 +49,7 @@ def theirs(folder):
 
 def ours(folder, method, changes="", seed=1, tasks=()):
     """Our model with the row; everything that it trains is random."""
-    m = model.VLModel(t5.load(folder), tiny.WIDTH)
+    m = model.VLModel(load_lm(folder), tiny.WIDTH)
     m.install(rows.row(method, kind_of(folder) == "t5", changes), tasks)
     return randomize(m, seed).eval()
 
@@ -293,7 +293,7 @@ def run(monkeypatch, *argv):
 @needs_peft
 def test_a_run_is_exported(published, tmp_path, monkeypatch):
     config = train.Config(method="lora", set="r=4,alpha=6", tasks="vqa,gqa", lm=str(published))
-    lm = t5.load(published)
+    lm = load_lm(published)
     m = model.VLModel(lm.resize(model.vocabulary(lm.config)), 7)
     m.install(rows.row("lora", lm.config.is_t5, config.set), ("vqa", "gqa"))
     m.eval()

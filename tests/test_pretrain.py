@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 
-import clip_encoder
 from world import pretrain
-import t5
 from support import tokenizer
+from support.published_clip import load_clip
+from support.published_lm import load_lm
 from world import scenes as world
 
 LMS = ("bart", "t5", "video")
@@ -44,7 +44,7 @@ def test_transformers_reads_the_same_model(kind):
     theirs = (transformers.T5ForConditionalGeneration if kind == "t5" else
               transformers.BartForConditionalGeneration)
     theirs = theirs.from_pretrained(folder(kind)).float().eval()
-    ours, tok = t5.load(folder(kind)), tokenizer.load(folder(kind))
+    ours, tok = load_lm(folder(kind)), tokenizer.load(folder(kind))
     ids = tok.batch(["vqa: is there a red star? scene: top large red star", "list: scene: left"])
     labels = tok.batch(["yes", "top large red star"])
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_transformers_reads_the_same_model(kind):
 def test_a_language_model_reads_as_its_card_says(kind):
     card = json.loads((folder(kind) / "card.json").read_text())
     clips = pretrain.Clips(400, 5) if kind == "video" else None
-    found = pretrain.read_well(t5.load(folder(kind)), pretrain.Reader(folder(kind), clips), 200)
+    found = pretrain.read_well(load_lm(folder(kind)), pretrain.Reader(folder(kind), clips), 200)
     assert found.keys() == card["described scenes, % right"].keys()
     for name, score in found.items():                     # 200 items: about 3.5 points of noise
         assert abs(score - card["described scenes, % right"][name]) < 12, name
@@ -65,7 +65,7 @@ def test_a_language_model_reads_as_its_card_says(kind):
 
 def test_clip_sees_as_its_card_says():
     card = json.loads((folder("clip") / "card.json").read_text())
-    found = pretrain.probe(clip_encoder.load(folder("clip")), 500)
+    found = pretrain.probe(load_clip(folder("clip")), 500)
     for name, share in found.items():
         assert abs(share - card["linear probe"][name]) < 0.06, name
 
@@ -77,7 +77,7 @@ def test_the_commands_work(tmp_path, monkeypatch):
                                           "--out", str(tmp_path / kind)] + ["--clips", "40"] * (
                                               kind == "video"))
         pretrain.main()
-        made, shipped = t5.load(tmp_path / kind).config, t5.load(folder(kind)).config
+        made, shipped = load_lm(tmp_path / kind).config, load_lm(folder(kind)).config
         assert abs(made.vocab - shipped.vocab) < 10      # it follows the words that the world uses
         assert replace(made, vocab=shipped.vocab) == shipped
     monkeypatch.setattr(pretrain, "probe", lambda *_: {})
@@ -85,5 +85,5 @@ def test_the_commands_work(tmp_path, monkeypatch):
                                       str(tmp_path / "clip")])
     (tmp_path / "clip").mkdir()
     pretrain.main()
-    assert clip_encoder.load(tmp_path / "clip").config == \
-        clip_encoder.load(folder("clip")).config
+    assert load_clip(tmp_path / "clip").config == \
+        load_clip(folder("clip")).config

@@ -18,6 +18,7 @@ import t5
 from support import tokenizer
 import train
 from support import weights
+from support.published_clip import load_clip
 from world import scenes as world
 from config import free_folder
 
@@ -202,7 +203,7 @@ def test_pictures_in_the_model(small, tmp_path):
                          "--train-clip", "yes"))
     counts = {name: json.loads((tmp_path / name / "results.json").read_text())
               for name in ("pixels", "trained")}
-    tower = clip_encoder.load(small / "clip")            # what a loss on the grid can reach
+    tower = load_clip(small / "clip")            # what a loss on the grid can reach
     clip = sum(p.numel() for n, p in tower.named_parameters()
                if not n.startswith(tower.pooled_only))
     for kind in ("trainable", "total"):
@@ -357,7 +358,7 @@ def test_pictures_and_clips_together(small, tmp_path):
     for name in json.loads((small / "world" / "video" / "stories.json").read_text()):
         np.savez(tmp_path / "npz" / f"{name}.npz", features=np.random.rand(9, 24))
     features.convert_npz(tmp_path / "npz", tmp_path / "clips")
-    features.extract(clip_encoder.load(small / "clip"), small / "world" / "images",
+    features.extract(load_clip(small / "clip"), small / "world" / "images",
                      tmp_path / "pictures")
     both = f"{tmp_path}/pictures,{tmp_path}/clips"
     train.main(arguments(small, tmp_path / "two", *every, "--features", both))

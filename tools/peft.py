@@ -28,7 +28,8 @@ from torch import Tensor
 import adapters
 import methods as rows
 import t5
-from support import weights
+from support import published_lm, weights
+from support.gate import read_json
 from model import VLModel, vocabulary, widths
 
 CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
@@ -107,7 +108,7 @@ def table(m: VLModel) -> weights.Table:
     """PEFT's name of a module of the transformers model, ours."""
     c = m.lm.config
     return [(f"base_model.model.{theirs}", ours and f"lm.{ours}")
-            for theirs, ours in t5.table(c, "" if c.is_t5 else "model.")]
+            for theirs, ours in published_lm.table(c, "" if c.is_t5 else "model.")]
 
 
 def to_peft(m: VLModel, name: str) -> str:
@@ -164,7 +165,7 @@ def read(m: VLModel, folder: Path) -> tuple[Lora, dict[str, Tensor]]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: give a folder that PEFT's save_pretrained "
                                 "or interchange.py wrote")
-    c, tensors = t5.read_json(path), dict(weights.read(folder / ADAPTER))
+    c, tensors = read_json(path), dict(weights.read(folder / ADAPTER))
     if odd := [f"{k} {v!r}" for k, v in c.items()
                if v and k not in KNOWN or k in ALLOWED and v not in ALLOWED[k]]:
         raise ValueError(f"{path}: {', '.join(odd)} is nothing that a row can say: train the "
@@ -214,7 +215,7 @@ def main() -> None:
         config = json.loads(held.metadata.get("config", "{}"))
         if config.get("control", "random-lm") == "random-lm":
             raise ValueError(f"{path} adapts no published model, or no run of train.py wrote it")
-        lm = t5.load(config["lm"])
+        lm = published_lm.load_lm(config["lm"])
         m = VLModel(lm.resize(vocabulary(lm.config)), widths(held))
         m.install(rows.row(config["method"], lm.config.is_t5, config["set"]),
                   tuple(config["tasks"].split(",")))

@@ -47,8 +47,10 @@ from world import moving
 import t5
 from support import tokenizer
 from support import weights
+from support.published_clip import HUGGING_FACE
+from support.published_lm import load_lm, table
 from world import scenes as world
-from clip_encoder import HUGGING_FACE, MEAN, STD, ViT
+from clip_encoder import MEAN, STD, ViT
 from model import token_loss
 from world.scenes import COLOR, FIELDS, HELD_OUT, KIND, PLACE, PLACES, SIZE
 
@@ -541,7 +543,7 @@ def lm_config(kind: str, vocab: int, positions: int = SHORT_TEXT) -> t5.Config:
 @torch.no_grad()
 def go_on(model, tok, folder: Path) -> None:
     """Begins with an older model, which knows some of the words and of the positions."""
-    before, known = dict(t5.load(folder).named_parameters()), tokenizer.load(folder).ids
+    before, known = dict(load_lm(folder).named_parameters()), tokenizer.load(folder).ids
     rows = [(i, known[token]) for token, i in tok.ids.items() if token in known]
     new, old = map(torch.tensor, zip(*rows))
     for name, p in model.named_parameters():
@@ -633,7 +635,7 @@ def save_lm(model, kind: str, folder: Path, card: dict) -> None:
         "relative_attention_max_distance": c.max_distance, "layer_norm_epsilon": c.eps,
         "tie_word_embeddings": False, "pad_token_id": c.pad, "eos_token_id": c.eos,
         "decoder_start_token_id": c.start, "is_encoder_decoder": True}, indent=1))
-    tensors = weights.published(model, t5.table(c))
+    tensors = weights.published(model, table(c))
     weights.write(folder / "model.safetensors", {n: t.half() for n, t in tensors.items()})
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
