@@ -25,23 +25,25 @@ ours (tied copies) if they are bit-equal; the first of these rows is the name it
 """
 import hashlib
 import json
-import os
 import re
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from shlex import quote
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from support.gate import read_json, reading, replace_file
+
 Table = list[tuple[str, str | tuple[str, ...] | None] | tuple[str, str | tuple[str, ...], str]]
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-CONVERT = ("python -c \"import torch, safetensors.torch as s; w = torch.load('{0}', 'cpu', "
-           "weights_only=True); s.save_file({{k: v.clone() for k, v in w.items()}}, '{1}')\"")
 SHOWN = 8                                        # names listed for each problem, then a count
 
 
@@ -51,7 +53,8 @@ class Tensors(Mapping[str, Tensor]):
     """The tensors of one or more safetensors files, each read when asked for."""
 
     def __init__(self, files: Mapping[str, "safe_open"], metadata: dict[str, str]):
-        self.files, self.metadata = files, metadata                   # tensor name -> its open file
+        self.files = files                       # tensor name -> its open file
+        self.metadata = metadata
 
     def __getitem__(self, name: str) -> Tensor:
         return self.files[name].get_tensor(name)
@@ -70,78 +73,63 @@ class Tensors(Mapping[str, Tensor]):
 def read(path: str | Path) -> Tensors:
     """A .safetensors file, or a folder with model.safetensors (or its index of shards).
 
-    Raises FileNotFoundError with what was looked for, ValueError for a pickle or a damaged file.
+    BadInput says what was looked for, what is damaged, or how to convert a pickle.
     """
     path = Path(path)
-    if path.is_dir():
-        whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
-        if not whole.exists() and index.exists():
-            return read_shards(index)
-        if not whole.exists():
-            pickles = sorted(p for p in path.iterdir() if p.suffix in PICKLES)
-            if pickles:
-                refuse_pickle(pickles[0])
-            raise FileNotFoundError(f"{path} holds neither {whole.name} nor {index.name}: give the "
-                                    "folder of a downloaded model, or a .safetensors file.")
-        path = whole
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give a .safetensors file or a folder that "
-                                "holds model.safetensors.")
-    if path.suffix in PICKLES:
-        refuse_pickle(path)
-    file = open_file(path)
-    return Tensors(dict.fromkeys(file.keys(), file), file.metadata() or {})
+    files, metadata = {}, {}
+    with reading(path):
+        if path.is_dir():
+            pickles = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
+            found = [file for file in (path / WHOLE, path / INDEX, *pickles) if file.is_file()]
+            assert found, (f"it holds neither {WHOLE} nor {INDEX}: give the folder of a downloaded "
+                           "model, or a .safetensors file")
+            path = found[0]
+        assert path.suffix not in PICKLES, ("a pickle can run code when it is opened, so it is not "
+                                            f"read here; convert it once: {conversion(path)}")
+    with reading(path):
+        # Large models come as several files; an index says which tensor lies in which.
+        home = read_json(path)["weight_map"] if path.name == INDEX else {}
+        shards = [path.parent / Path(name).name for name in sorted(set(home.values()))]
+        for shard in shards or [path]:
+            # Opening compares the header with the file's length; no number is read yet.
+            with reading(f"{shard} is missing, cut short or no safetensors file; get it again"):
+                file = safe_open(shard, "pt")
+            files |= dict.fromkeys(file.keys(), file)
+            metadata |= file.metadata() or {}
+        lost = [name for name in home if name not in files]
+        assert not lost, (f"no file that it names holds {listed(lost)}; download index and files "
+                          "from the same model")
+    return Tensors(files, metadata)
 
 
-def read_shards(index: Path) -> Tensors:
-    """All shards that model.safetensors.index.json names."""
-    try:
-        home = json.loads(index.read_text(encoding="utf-8"))["weight_map"]       # tensor -> file
-        shards = {name: index.parent / name for name in sorted(set(home.values()))}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{index} has no readable weight_map: download it again.") from None
-    if missing := [name for name, path in shards.items() if not path.exists()]:
-        raise FileNotFoundError(f"{index} names files that are not there: {listed(missing)}. "
-                                "Download them into the same folder.")
-    files = {name: open_file(path) for name, path in shards.items()}
-    inside = {name: set(file.keys()) for name, file in files.items()}
-    if lost := [tensor for tensor, name in home.items() if tensor not in inside[name]]:
-        raise ValueError(f"{index} places tensors in files that lack them: {listed(lost)}. "
-                         "Download index and files from the same model.")
-    metadata = {k: v for file in files.values() for k, v in (file.metadata() or {}).items()}
-    return Tensors({tensor: files[name] for tensor, name in home.items()}, metadata)
-
-
-def open_file(path: Path) -> "safe_open":
-    try:
-        return safe_open(path, "pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or no safetensors file ({error}): "
-                         "download it again.") from None
-
-
-def refuse_pickle(path: Path) -> None:
-    raise ValueError(f"{path} is a pickle, which can run code when opened, and is not read here; "
-                     f"convert it once: {CONVERT.format(path, path.parent / 'model.safetensors')} "
-                     "(OpenAI's own CLIP files: w = torch.jit.load(...).state_dict())")
+def conversion(path: Path) -> str:
+    """The command that turns a pickle into a safetensors file beside it."""
+    call = "torch.load(argv[1], 'cpu', weights_only=True)"
+    if zipfile.is_zipfile(path):
+        # Both kinds are zips, but only a TorchScript archive (OpenAI's CLIP) holds a program.
+        inside = " ".join(zipfile.ZipFile(path).namelist())
+        if "/constants.pkl" in inside or "/code/" in inside:
+            call = "torch.jit.load(argv[1], 'cpu').state_dict()"
+    program = (f"from sys import argv; import torch, safetensors.torch as s; w = {call}; "
+               "s.save_file({k: v.contiguous().clone() for k, v in w.items()}, argv[2])")
+    # The one name that safetensors files have not kept: a folder's pytorch_model.bin.
+    result = path.with_name(path.stem.replace("pytorch_model", "model") + ".safetensors")
+    return f'python -c "{program}" {quote(str(path))} {quote(str(result))}'
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor],
           metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file; the name appears only once the file is complete."""
-    path, memory, out = Path(path), set(), {}
-    for name, t in tensors.items():
-        t = t.detach().cpu().contiguous()
-        # safetensors refuses two names for one memory (views, tied weights): give each its own.
-        out[name] = t.clone() if t.untyped_storage().data_ptr() in memory else t
-        memory.add(t.untyped_storage().data_ptr())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(save(out, metadata))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Writes a safetensors file: the same bytes for the same tensors and metadata."""
+    # Copies, because safetensors refuses two names for one memory (views, tied weights).
+    content = save({name: tensor.detach().to("cpu", copy=True).contiguous()
+                    for name, tensor in tensors.items()}, metadata)
+    # A file is: 8 bytes with the header's length | the header, JSON | the numbers. safetensors
+    # orders the metadata anew in every run: sorted, equal files are equal byte for byte.
+    size = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)                # the numbers start at a multiple of 8
+    start = len(header).to_bytes(8, "little")
+    replace_file(path, b"".join((start, header, memoryview(content)[size:])))
 
 
 # ------------------------------------------------------------------------------------------- names
@@ -154,13 +142,17 @@ def pattern(row: str) -> re.Pattern:
 
 
 def rename(name: str, old: str, new: str) -> str | None:
-    """The name under the row old -> new, or None where old does not match."""
+    """The name under the row old -> new, or None where old does not match.
+
+    rename("layer.3.attn.weight", "layer.{i}.attn", "blocks.{i}.q") == "blocks.3.q.weight"
+    """
     match = pattern(old).fullmatch(name)
     return match and new.format(**match.groupdict()) + match["below"]
 
 
-def parts(ours: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return () if ours is None else (ours,) if isinstance(ours, str) else ours
+def parts(ours: str | tuple[str, ...] | None) -> list[str]:
+    """The right side of a row as a list: several of ours stored as one, one alone, or none."""
+    return [ours] if isinstance(ours, str) else list(ours or ())
 
 
 def to_ours(name: str, table: Table | None) -> tuple[list[str], bool] | None:
@@ -178,86 +170,100 @@ def to_published(name: str, table: Table | None) -> tuple[str, int, bool] | None
     if table is None:
         return name, 0, False
     for published_row, ours, *how in table:
-        for k, part in enumerate(parts(ours)):
-            if found := rename(name, part, published_row):
-                return found, k, how == ["T"]
+        for part, our_row in enumerate(parts(ours)):
+            full = rename(name, our_row, published_row)
+            if full is not None:
+                return full, part, how == ["T"]
     return None
 
 
 def listed(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 # ---------------------------------------------------------------------------------- file <-> module
 
 @torch.no_grad()
 def load(target: nn.Module | Mapping[str, Tensor], source: Mapping[str, Tensor],
-         table: Table | None = None, where: str = "") -> None:
-    """Fills every tensor of the target, or raises one ValueError and changes nothing.
+         table: Table | None = None, where: str = "a set of tensors") -> None:
+    """Fills every tensor of the target, or raises one BadInput and changes nothing.
 
     target: a module (all its parameters and buffers), or our names -> tensors. source: published
     names -> tensors, cast to the target's dtypes. table: None if the names are ours. where: the
     file, for the message.
     """
     state = target.state_dict() if isinstance(target, nn.Module) else target
-    filled, origin = {}, {}
+    filled: dict[str, Tensor] = {}                     # our name -> what will be copied there
     unexpected, unfit = [], []
-    for full in source:
-        found = to_ours(full, table)
-        if found is None or any(name not in state for name in found[0]):
-            unexpected.append(full)
-        elif found[0]:
-            names, t = found[0], source[full].T if found[1] else source[full]
-            pieces = torch.atleast_1d(t).tensor_split(len(names)) if len(names) > 1 else [t]
+    with reading(where):
+        # 1. Every published tensor: which of ours does it mean, and does it fit there?
+        for full in source:
+            row = to_ours(full, table)
+            if row is None or not state.keys() >= set(row[0]):
+                unexpected.append(full)
+                continue
+            names, transposed = row
+            if not names:
+                continue                               # known and ignored: not even read
+            tensor = source[full].T if transposed else source[full]
+            pieces = [tensor]
+            if len(names) > 1:
+                pieces = torch.atleast_1d(tensor).tensor_split(len(names))  # (3 d, ..) -> 3 (d, ..)
             for name, piece in zip(names, pieces):
-                if name in filled and not same(piece, filled[name]):
-                    unfit.append(f"{full} differs from its copy {origin[name]}")
-                elif problem := misfit(piece, state[name]):
+                problem = misfit(piece, state[name], filled.setdefault(name, piece))
+                if problem:
                     unfit.append(f"{full} {problem}")
-                filled.setdefault(name, piece)
-                origin.setdefault(name, full)
-    missing = [(to_published(n, table) or (n,))[0] for n in state if n not in filled]
-    problems = [f"{what}: {listed(list(dict.fromkeys(names)))}" for what, names in (
-        ("missing", missing), ("unexpected", unexpected), ("not fitting", unfit)) if names]
-    if problems:
-        raise ValueError(
-            f"{where or 'a set of tensors'} cannot be loaded into this {type(target).__name__} "
-            f"({'; '.join(problems)}): use the complete weights of a model of this kind and size.")
-    for name, t in filled.items():
-        state[name].copy_(t)
+        # 2. Every one of ours: is it filled? Else it is missed, under its published name.
+        missing = [to_published(name, table) or (name,) for name in state if name not in filled]
+        missing = list(dict.fromkeys(full for full, *_ in missing))  # q, k, v in one: named once
+        problems = {"missing": missing, "unexpected": unexpected, "not fitting": unfit}
+        said = "; ".join(f"{what}: {listed(names)}" for what, names in problems.items() if names)
+        assert not said, (f"it cannot be loaded into this {type(target).__name__} ({said}): use "
+                          "the complete weights of a model of this kind and size")
+    # 3. Only now is anything changed.
+    for name, tensor in filled.items():
+        state[name].copy_(tensor)
 
 
-def misfit(theirs: Tensor, ours: Tensor) -> str:
-    """Why a tensor (or its part, where several are stored as one) cannot become ours; else ""."""
-    if theirs.shape != ours.shape:
-        return f"{tuple(theirs.shape)} for {tuple(ours.shape)}"
-    if theirs.is_floating_point() != ours.is_floating_point():
-        return f"{theirs.dtype} for {ours.dtype}"
+def misfit(piece: Tensor, ours: Tensor, first: Tensor) -> str:
+    """Why a piece cannot become ours; else "". first: the piece that came first for it."""
+    if piece.shape != ours.shape:
+        return f"{tuple(piece.shape)} for {tuple(ours.shape)}"
+    if piece.is_floating_point() != ours.is_floating_point():
+        return f"{piece.dtype} for {ours.dtype}"
+    if piece is not first and (piece.dtype != first.dtype or not torch.equal(piece, first)):
+        return "differs from its copy"
     return ""
 
 
-def same(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)
+def finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """BadInput if a tensor holds NaN or inf: what a diverged run leaves behind."""
+    with reading(where):
+        odd = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        assert not odd, f"NaN or inf in {listed(odd)}: use what was saved before, or train again"
 
 
 def published(module: nn.Module, table: Table | None) -> dict[str, Tensor]:
     """The module's tensors under published names, for saving: the inverse of load."""
-    pieces, turned = defaultdict(dict), {}
-    for name, t in module.state_dict().items():
-        found = to_published(name, table)
-        if found is None:
-            raise ValueError(f"no row of the table says what {name} is called in a published file.")
-        full, part, turned[full] = found
-        pieces[full][part] = t
-    whole = {full: torch.cat([p[k] for k in sorted(p)]) if len(p) > 1 else p[0]
-             for full, p in pieces.items()}
-    return {full: t.T if turned[full] else t for full, t in whole.items()}
+    rows = defaultdict(dict)                           # (published, transposed) -> part -> tensor
+    for name, tensor in module.state_dict().items():
+        row = to_published(name, table)
+        assert row is not None, f"no row of the table says what {name} is called when published"
+        full, part, transposed = row
+        rows[full, transposed][part] = tensor
+    out = {}
+    for (full, transposed), numbered in rows.items():
+        pieces = [numbered[part] for part in sorted(numbered)]
+        whole = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        out[full] = whole.T if transposed else whole
+    return out
 
 
 def fingerprint(module: nn.Module) -> str:
     """16 hex digits that change with any weight or its name."""
     digest = hashlib.sha256()
-    for name, t in module.state_dict().items():
-        digest.update(name.encode() + t.detach().cpu().contiguous().numpy().tobytes())
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
