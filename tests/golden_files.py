@@ -10,7 +10,7 @@ from safetensors import safe_open
 import adapters
 import data
 import model
-import methods as rows
+import methods
 import t5
 
 FOLDER = Path(__file__).parent / "golden"
@@ -153,7 +153,7 @@ def describe(g: SimpleNamespace) -> tuple[bool, adapters.Method]:
                         ("lora_dim", "r"), ("encoder_prompt_len", "length"), ("mid_dim", "mid")):
         if flag in flags:
             changes.append(f"{field}={flags[flag]}")
-    return is_t5, rows.row(row, is_t5, ",".join(changes))
+    return is_t5, methods.row(row, is_t5, ",".join(changes))
 
 
 def build(g: SimpleNamespace) -> model.VLModel:
@@ -163,8 +163,8 @@ def build(g: SimpleNamespace) -> model.VLModel:
     if is_t5:
         config = t5.t5(d, 4, 48, 2, vocab=vocab, d_kv=d // 4, buckets=8)
     else:
-        rows = len(g.w["lm.encoder.positions.weight"])
-        config = t5.bart(d, 4, 48, 2, vocab=vocab, positions=rows)
+        positions = len(g.w["lm.encoder.positions.weight"])
+        config = t5.bart(d, 4, 48, 2, vocab=vocab, positions=positions)
     m = model.VLModel(t5.EncoderDecoder(config), g.w["visual.feat.weight"].shape[1])
     m.install(method, tuple(g.flags["tasks"].split(",")))
     if not is_t5 and "lm.logits_bias" not in g.w:          # some leave the buffer of zeros out

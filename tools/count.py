@@ -1,0 +1,64 @@
+"""What does each row train?
+
+    python -m tools.count                                          # BART-base, RN101's features
+    python -m tools.count --lm t5-base --features 512              # ViT-B/32's of clips
+    python -m tools.count --method vlpet-large --set decoder=none
+
+The model is built without weights, so this takes a second.
+"""
+import argparse
+from dataclasses import replace
+
+import torch
+
+import methods
+import t5
+from adapters import Method
+from model import TASKS, VLModel, vocabulary
+from support.gate import program, reading
+
+
+def table(lm: str, width: int, rows: dict[str, Method],
+          tasks: tuple[str, ...] = TASKS) -> list[tuple[str, int, int]]:
+    """(name, trainable, total) of rows on a language model of a published size.
+
+    width: of the visual features. tasks: their names, which count for rows with a module for each.
+    """
+    config, counts = t5.PRESETS[lm], []
+    with torch.device("meta"):                                   # shapes without numbers
+        model = VLModel(t5.EncoderDecoder(replace(config, vocab=vocabulary(config))), width)
+        for name, method in rows.items():
+            _, trainable, total = model.install(method, tasks)[-1]
+            counts.append((name, trainable, total))
+            model.remove()
+    return counts
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="The table of methods and what each one trains.")
+    parser.add_argument("--lm", default="bart-base", choices=t5.PRESETS)
+    parser.add_argument("--features", type=int, default=2048, help="width of the visual features "
+                        "(2048: RN101 pictures, 512: ViT-B/32 video)")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="comma between them")
+    parser.add_argument("--method", default="", help="this row alone")
+    parser.add_argument("--set", default="", metavar="CHANGES", dest="changes",
+                        help="changes of the row, as in train.py --help: r=48,decoder=none")
+    args = parser.parse_args(argv)
+    is_t5 = t5.PRESETS[args.lm].is_t5
+    rows = methods.methods(is_t5)
+    if args.method:
+        rows = {args.method: methods.row(args.method, is_t5, args.changes)}
+    with reading("the settings"):
+        assert args.method or not args.changes, "--set changes a row: name it with --method"
+        assert args.features > 0, f"--features is {args.features}; it must be at least 1"
+        counts = table(args.lm, args.features, rows, tuple(args.tasks.split(",")))
+    print(f"{args.lm}, features {args.features}, tasks {args.tasks} {args.changes}")
+    print(f"{'row':20} {'trainable':>12} {'total':>12} {'%':>8}  h'")
+    for name, trainable, total in counts:
+        share = 100 * trainable / total
+        print(f"{name:20} {trainable:12,} {total:12,} {share:8.4f}  {rows[name].formula}")
+
+
+if __name__ == "__main__":
+    main()
