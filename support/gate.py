@@ -68,8 +68,12 @@ class Number(NamedTuple):
     whole: bool = False
 
     def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
-        return f"{kind} from {self.low:g} to {self.high:g}"
+        said = "a whole number" if self.whole else "a number"
+        if self.low > -math.inf:
+            said += f" from {self.low:g}"
+        if self.high < math.inf:
+            said += f" to {self.high:g}"
+        return said
 
 
 def check(record: dict, table: dict[str, object]) -> list:
@@ -84,19 +88,28 @@ def check(record: dict, table: dict[str, object]) -> list:
     assert isinstance(record, dict), f"an object with fields should stand here, not {record!r:.60}"
     values = []
     for names, want in table.items():
-        options = names.rstrip("?").split("|")
-        name = next((name for name in options if name in record), None)
-        value = None if name is None else record[name]
+        name = names if names in record else first_name(record, names)
+        value = record.get(name)
         if value is None and names.endswith("?"):
             values.append(None)
             continue
-        assert name is not None, f"field {' or '.join(map(repr, options))} is missing"
+        assert name in record, f"field {' or '.join(map(repr, names.split('|')))} is missing"
         assert fits(value, want), f"{name!r} should be {told(want)}, not {value!r:.60}"
         values.append(value)
     return values
 
 
+def first_name(record: dict, names: str) -> str:
+    """Of "a|b?" the first that the record has."""
+    options = names.rstrip("?").split("|")
+    return next((name for name in options if name in record), options[0])
+
+
 def fits(value: object, want: object) -> bool:
+    if isinstance(value, str) and not value.isascii():
+        value.encode()                                 # half an emoji (a lone surrogate) raises
+    if type(value) is want:
+        return True
     if isinstance(want, list):
         return isinstance(value, list) and all(fits(one, want[0]) for one in value)
     if isinstance(want, (set, frozenset)):
@@ -105,9 +118,7 @@ def fits(value: object, want: object) -> bool:
         number = type(value) is int or type(value) is float and not want.whole
         return number and math.isfinite(value) and want.low <= value <= want.high
     if isinstance(value, bool):                        # True is an int for Python, not for us
-        return want is bool
-    if isinstance(value, str) and isinstance("", want):
-        value.encode()                                 # half an emoji (a lone surrogate) raises
+        return False
     return isinstance(value, want)
 
 

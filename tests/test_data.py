@@ -7,11 +7,13 @@ import json
 from collections import Counter
 
 import data
-from support import metrics
 import pytest
 import torch
-from world import scenes as world
+
 from data import Example
+from support import submit
+from support.gate import BadInput
+from world import scenes
 
 
 class Words:
@@ -104,32 +106,33 @@ def write(path, content):
 
 
 def test_gqa_trains_on_valid_and_tests_on_testdev(folder):
-    assert [ex.id for ex in data.load("gqa", "train", folder)] == ["07", "08"]
-    assert [ex.id for ex in data.load("gqa", "val", folder)] == ["09"]
-    assert data.load("gqa", "test", folder) == data.load("gqa", "val", folder)
+    assert [ex.id for ex in data.load_examples("gqa", "train", folder)] == ["07", "08"]
+    assert [ex.id for ex in data.load_examples("gqa", "val", folder)] == ["09"]
+    assert data.load_examples("gqa", "test", folder) == data.load_examples("gqa", "val", folder)
 
 
 @pytest.mark.parametrize(
     "task, name, content, message",
     [
         ("vqa", "vqa/karpathy_train.json", None, "lacks vqa/karpathy_train.json (VL-T5's"),
-        ("vqa", "vqa/karpathy_train.json", [], "karpathy_train.json has no example"),
-        ("vqa", "vqa/karpathy_train.json", VQA[1:], "has no answered example"),
-        ("caption", "COCO/dataset_coco.json", {"images": [picture(1, "val", "A")]}, "no example"),
+        ("vqa", "vqa/karpathy_train.json", [], "karpathy_train.json: there is no answered example"),
+        ("vqa", "vqa/karpathy_train.json", VQA[1:], "there is no answered example of split train"),
+        ("caption", "COCO/dataset_coco.json", {"images": [picture(1, "val", "A")]},
+         "no answered example"),
     ],
 )
 def test_what_is_wrong_is_named(folder, task, name, content, message):
     (folder / name).unlink() if content is None else write(folder / name, content)
     with pytest.raises(ValueError) as error:
-        data.load(task, "train", folder)
+        data.load_examples(task, "train", folder)
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_built_in_data_set_is_read(tmp_path):
-    folder = world.write(tmp_path / "world", pictures=200, items=800, progress=False)
-    for task in world.TASKS:
+    folder = scenes.write(tmp_path / "world", pictures=200, items=800, progress=False)
+    for task in scenes.TASKS:
         for split in data.SPLITS:
-            examples = data.load(task, split, folder)
+            examples = data.load_examples(task, split, folder)
             assert len(examples) >= 10 and all(ex.targets for ex in examples)
             assert {len(ex.images) for ex in examples} == {1 + (task == "nlvr")}
             for ex in examples:
@@ -140,18 +143,17 @@ def test_the_built_in_data_set_is_read(tmp_path):
             best = [data.draw_answer(ex, None)[0] for ex in examples]
             if split == "train":
                 continue
-            data.submission(task, best, examples, tmp_path / task)  # the world's ids are accepted
-            scores = metrics.score(task, best, examples)
+            # The world's ids are accepted by the servers' forms, and its answers are right.
+            submit.write(task, data.TASKS[task].submit, best, examples, tmp_path / task)
+            scores = data.TASKS[task].metric(best, examples)
             assert next(iter(scores.values())) > (95 if task != "vqa" else 80), (task, scores)
 
 
-def test_unknown_names(folder):
-    with pytest.raises(ValueError, match="'vga'.*'vqa', 'gqa', 'nlvr', 'caption'"):
-        data.load("vga", "train", folder)
-    with pytest.raises(ValueError, match="'valid'.*'train', 'val', 'test', 'submit'"):
-        data.load("vqa", "valid", folder)
-    with pytest.raises(ValueError, match="nowhere is not a folder"):
-        data.load("vqa", "train", folder / "nowhere")
+def test_what_is_not_there(folder):
+    with pytest.raises(BadInput, match="nlvr submit: there is no such split"):
+        data.load_examples("nlvr", "submit", folder)
+    with pytest.raises(BadInput, match="nowhere is not a folder"):
+        data.load_examples("vqa", "train", folder / "nowhere")
 
 
 # ------------------------------------------------------------------------------ the other layouts
@@ -186,7 +188,7 @@ def test_the_layout_is_found_by_its_files(tmp_path, there, train, test):
     for split, expected in (("train", train), ("test", test)):
         if "lacks" in expected:
             with pytest.raises(ValueError) as error:
-                data.load("vqa", split, tmp_path)
+                data.load_examples("vqa", split, tmp_path)
             assert expected in str(error.value)
         else:
             assert data.find_files("vqa", split, tmp_path)[0].name == expected
@@ -201,54 +203,6 @@ def test_the_layouts_of_one_name_are_told_apart(tmp_path):
                 data.find_files("nlvr", s, tmp_path)[1]] == list(names)  # fmt: skip
         for name in names:
             (tmp_path / f"nlvr/{name}.json").unlink()
-
-
-# ------------------------------------------------------------------------------------- submissions
-
-
-def asked(task, *ids):
-    return [Example(task, i, "", ("p",), {}) for i in ids]
-
-
-@pytest.mark.parametrize(
-    "task, ids, answers, name, content",
-    [
-        ("vqa", (3, 1), ["yes ", "né"], "a.json",
-         [{"question_id": 3, "answer": "yes"}, {"question_id": 1, "answer": "né"}]),
-        ("gqa", ("03", 4), ["dog", "no"], "a.json",
-         [{"questionId": "03", "prediction": "dog"}, {"questionId": "4", "prediction": "no"}]),
-        ("caption", (9,), ["a dog"], "a.json", [{"image_id": 9, "caption": "a dog"}]),
-        ("nlvr", ("test1-0-1-0", "test1-0-0-0"), ["true", "false"], "a.csv",
-         "test1-0-1-0,True\ntest1-0-0-0,False\n"),
-    ],
-)  # fmt: skip
-def test_submission(tmp_path, task, ids, answers, name, content):
-    path = data.submission(task, answers, asked(task, *ids), tmp_path / "new" / "a")
-    assert path == tmp_path / "new" / name and [p.name for p in path.parent.iterdir()] == [name]
-    text = path.read_text(encoding="utf-8")
-    assert (text if task == "nlvr" else json.loads(text)) == content
-
-
-@pytest.mark.parametrize(
-    "task, ids, answers, message",
-    [
-        ("vqa", (1, 2), ["a"], "1 answers for 2 examples"),
-        ("vqa", (), [], "at least one"),
-        ("vqa", (1, 2, 1), ["a"] * 3, "question_id 1: it is there twice"),
-        ("vqa", ("1",), ["a"], "question_id '1': it should be int"),
-        ("caption", ("1#0",), ["a"], "image_id '1#0': it should be int"),
-        ("gqa", (1, "1"), ["a", "b"], "questionId '1': it is there twice"),
-        ("gqa", ("1",), [None], "questionId '1': its answer should be text, not None"),
-        ("nlvr", ("dev-1-0-0",), ["yes"], "its answer should be false or true, not 'yes'"),
-    ],
-)
-def test_what_a_server_would_refuse_is_not_written(tmp_path, task, ids, answers, message):
-    (tmp_path / "a.json").write_text("old")
-    with pytest.raises(ValueError, match=message):
-        data.submission(task, answers, asked(task, *ids), tmp_path / "a.json")
-    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
-    with pytest.raises(ValueError, match="an id of"):
-        data.submission("caption", ["a"], asked("vqa", 1), tmp_path / "a.json")
 
 
 # ----------------------------------------------------------------------------------------- collate
@@ -288,9 +242,7 @@ def test_boxes_are_the_cells_of_the_grid():
         x1, x2, y1, y2 = (column / 6, (column + 1) / 6, row / 6, (row + 1) / 6)
         assert batch.boxes[0, 6 * row + column].tolist() == pytest.approx([x1, x2, y1, y2])
     assert data.collate([question()], Words(), Pictures(), boxes="zero").boxes.abs().sum() == 0
-    with pytest.raises(ValueError, match="'none'"):
-        data.collate([question()], Words(), Pictures(), boxes="none")
-    with pytest.raises(ValueError, match="50 visual tokens"):
+    with pytest.raises(AssertionError, match="50 visual tokens"):
         data.collate([question()], Words(), Pictures(50))
 
 
@@ -427,9 +379,9 @@ def vqa_test(folder, questions, people):
 def test_too_few_people_and_ids_twice_are_refused_before_anything_is_scored(tmp_path):
     for name, questions, people, words in (
             ("a", [1, 2], 3, "question 1 has 3 answers, and three other people must agree"),
-            ("b", [1, 2, 1], 10, "karpathy_test.json has id 1 more than once")):
+            ("b", [1, 2, 1], 10, "karpathy_test.json: id 1 is there more than once")):
         (tmp_path / name).mkdir()
         with pytest.raises(ValueError, match=words):
-            data.load("vqa", "test", vqa_test(tmp_path / name, questions, people))
+            data.load_examples("vqa", "test", vqa_test(tmp_path / name, questions, people))
     (tmp_path / "c").mkdir()
-    assert len(data.load("vqa", "test", vqa_test(tmp_path / "c", [1, 2], 4))) == 2
+    assert len(data.load_examples("vqa", "test", vqa_test(tmp_path / "c", [1, 2], 4))) == 2

@@ -1,0 +1,76 @@
+"""In which file does a benchmark's server take answers?
+
+    path = write("vqa", form, answers, examples, "out/submissions/vqa")      # vqa.json
+
+vqa, gqa, caption: a JSON list of {id, answer}; nlvr: lines "identifier,True"; tvqa, how2qa: a JSON
+object {qid: index}; tvc, yc2c: a JSON object {vid_name, clip_id, descs} a line. Which task takes
+which form stands in data.py's table.
+
+    python -m pytest tests/test_submit.py
+"""
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from support.gate import reading, replace_file
+
+
+class Form(NamedTuple):
+    ids: type | tuple[type, ...]             # what the benchmark's ids are
+    ending: str
+    text: Callable[[dict, list], str]        # (answers by id, examples) -> what the file holds
+    allowed: tuple[str, ...] = ()            # the answers that a server takes; (): any text
+
+
+def json_list(id_field: str, answer_field: str) -> Callable[[dict, list], str]:
+    def text(answers: dict, examples: list) -> str:
+        return json.dumps([{id_field: name, answer_field: answer}
+                           for name, answer in answers.items()])
+    return text
+
+
+def lines(answers: dict, examples: list) -> str:
+    return "".join(f"{name},{answer.capitalize()}\n" for name, answer in answers.items())
+
+
+def indices(choices: int) -> Callable[[dict, list], str]:
+    """An answer that is none of the choices is sent as 0; their number is printed."""
+    def text(answers: dict, examples: list) -> str:
+        named = {f"a{k}": k for k in range(choices)}
+        odd = sum(answer not in named for answer in answers.values())
+        if odd:
+            print(f"submission: {odd} of {len(answers)} answers are none of {', '.join(named)} and "
+                  "are sent as 0")
+        return json.dumps({name: named.get(answer, 0) for name, answer in answers.items()})
+    return text
+
+
+def descriptions(answers: dict, examples: list) -> str:
+    found = []
+    for example, answer in zip(examples, answers.values()):
+        record = {"vid_name": example.images[0], "clip_id": example.id, "descs": [{"desc": answer}]}
+        found.append(json.dumps(record) + "\n")
+    return "".join(found)
+
+
+def write(task: str, form: Form, answers: list[str], examples: list, path: str | Path) -> Path:
+    """Writes the file for a whole split; returns its path, with the right ending.
+
+    BadInput where the server would refuse: an id that is there twice or of the wrong type, an
+    answer that is none. Nothing is written then.
+    """
+    assert examples and len(answers) == len(examples), "one answer an example, and at least one"
+    rows = {}
+    for example, answer in zip(examples, answers):
+        with reading(f"{task} submission", example.id):
+            name = str(example.id) if form.ids is str else example.id
+            assert isinstance(name, form.ids), f"the server's ids are {form.ids}, not {name!r}"
+            assert name not in rows, "it is there twice; the server takes one answer an id"
+            answer = answer.strip()
+            assert not form.allowed or answer in form.allowed, \
+                f"its answer should be one of {', '.join(form.allowed)}, not {answer!r}"
+            rows[name] = answer
+    path = Path(path).with_suffix(form.ending)
+    replace_file(path, form.text(rows, examples))
+    return path
