@@ -6,52 +6,71 @@ changed in three places: a stem of three convolutions with an average pool, stri
 average pools (anti-aliased), attention in place of the last global average pool. Both papers
 tune a language model on the ResNet's last grid, pooled to 6 x 6 = 36 tokens.
 
-    python -m support.features --clip weights/tiny-clip --images pictures/ --out features/
-    python -m pytest tests/test_clip.py
-
 Deliberate: the ViT's tokens for tuning come from the last block but one. CLIP's loss sees the last
 block's class token only, so nothing ever taught that block's outputs at the patches to mean much.
 
-Axes: B batch, N patches (h x w, row by row), W width, H heads, E projected width, F feature width.
+Published weights have other names for the same tensors: support/published_clip.py translates.
+
+    python -m support.features --clip weights/tiny-clip --images pictures/ --out features/
+    python -m pytest tests/test_clip.py
+
+Axes: B batch, N cells of a grid (h x w, row by row), W width, H heads, F width of the features
+that are tuned on, E width of CLIP's one vector.
 """
 import struct
-from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-GRID = 6                                                           # tokens a side for tuning
+MEAN = (0.48145466, 0.4578275, 0.40821073)               # of red, green, blue in CLIP's pictures
+STD = (0.26862954, 0.26130258, 0.27577711)
+GRID = 6                                                 # tokens a side for tuning
+
+# OpenAI's towers. size, patch: pixels a side; layers: blocks, or bottlenecks of each stage.
+PRESETS = {
+    "RN50": dict(width=64, layers=(3, 4, 6, 3), heads=32, size=224, out=1024),
+    "RN101": dict(width=64, layers=(3, 4, 23, 3), heads=32, size=224, out=512),
+    "RN50x4": dict(width=80, layers=(4, 6, 10, 6), heads=40, size=288, out=640),
+    "RN50x16": dict(width=96, layers=(6, 8, 18, 8), heads=48, size=384, out=768),
+    "RN50x64": dict(width=128, layers=(3, 15, 36, 10), heads=64, size=448, out=1024),
+    "ViT-B/32": dict(width=768, layers=12, heads=12, patch=32, size=224, out=512),
+    "ViT-B/16": dict(width=768, layers=12, heads=12, patch=16, size=224, out=512),
+    "ViT-L/14": dict(width=1024, layers=24, heads=16, patch=14, size=224, out=768),
+    "ViT-L/14@336px": dict(width=1024, layers=24, heads=16, patch=14, size=336, out=768),
+}
 
 
 def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
+    return x * torch.sigmoid(1.702 * x)                  # near GELU, and what OpenAI trained with
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}           # OpenAI's weights use the first
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
 # ------------------------------------------------------------------------------------- both towers
 
 class Attention(nn.Module):
-    """Softmax attention with biases; `out`: the width of the answer."""
+    """softmax(q k^T / sqrt(W / H)) v in H heads; `out`: the width of the answer."""
 
     def __init__(self, width: int, heads: int, out: int):
         super().__init__()
-        assert width % heads == 0, f"width {width} is not a multiple of {heads} heads"
+        assert width % heads == 0, f"{heads} heads do not divide a width of {width}"
         self.heads = heads
         self.q, self.k, self.v = (nn.Linear(width, width) for _ in range(3))
         self.o = nn.Linear(width, out)
 
+    def split(self, x: Tensor) -> Tensor:
+        """The heads side by side (B, N, W) -> each for itself (B, H, N, W / H)."""
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
     def forward(self, query: Tensor, x: Tensor) -> Tensor:
-        """Each query (B, Q, W) reads x (B, N, W). -> (B, Q, out)"""
-        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2)                  # B, H, N, W/H
-                   for t in (self.q(query), self.k(x), self.v(x)))
-        return self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        """Each query (B, Q, W) reads x (B, N, W) -> (B, Q, out)."""
+        q, k, v = self.split(self.q(query)), self.split(self.k(x)), self.split(self.v(x))
+        h = F.scaled_dot_product_attention(q, k, v)                         # B, H, Q, W / H
+        return self.o(h.transpose(1, 2).flatten(2))                         # B, Q, out
 
 
 def resize_positions(table: Tensor, h: int, w: int) -> Tensor:
@@ -59,9 +78,9 @@ def resize_positions(table: Tensor, h: int, w: int) -> Tensor:
     n = round((len(table) - 1) ** 0.5)
     if (h, w) == (n, n):
         return table
-    grid = table[1:].T.unflatten(1, (n, n))[None]                                    # 1, W, n, n
-    grid = F.interpolate(grid, (h, w), mode="bicubic", align_corners=False)
-    return torch.cat([table[:1], grid[0].flatten(1).T])
+    grid = table[1:].T.unflatten(1, (n, n))[None]                           # 1, W, n, n
+    grid = F.interpolate(grid, (h, w), mode="bicubic", align_corners=False)       # 1, W, h, w
+    return torch.cat([table[:1], grid[0].flatten(1).T])                     # 1 + h * w, W
 
 
 def pool(grid: Tensor) -> Tensor:
@@ -75,6 +94,8 @@ def pool(grid: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------- ViT
 
 class Block(nn.Module):
+    """x = x + attn(norm1(x));  x = x + down(act(up(norm2(x))))"""
+
     def __init__(self, width: int, heads: int, ffn: int, activation: str, eps: float):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
@@ -83,7 +104,7 @@ class Block(nn.Module):
         self.act = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.norm1(x)
+        h = self.norm1(x)                                                   # B, 1 + N, W
         x = x + self.attn(h, h)
         return x + self.down(self.act(self.up(self.norm2(x))))
 
@@ -95,45 +116,49 @@ class ViT(nn.Module):
                  ffn: int | None = None, activation: str = "quick_gelu", eps: float = 1e-5):
         super().__init__()
         assert size % patch == 0, f"size {size} is not a multiple of patch {patch}"
+        ffn = ffn or 4 * width
         self.config = dict(width=width, layers=layers, heads=heads, patch=patch, size=size, out=out,
-                           ffn=ffn or 4 * width, activation=activation, eps=eps)
-        self.size, self.features = size, width                                       # F = W
+                           ffn=ffn, activation=activation, eps=eps)
+        self.size, self.features = size, width                              # F = W
         # What only CLIP's vector passes through: a loss on the grid does not reach it.
         self.pooled_only = (f"blocks.{layers - 1}.", "norm_post.", "project.")
         self.patch = nn.Conv2d(3, width, patch, patch, bias=False)
         self.cls = nn.Parameter(torch.randn(width) * width ** -0.5)
         self.positions = nn.Parameter(torch.randn(1 + (size // patch) ** 2, width) * width ** -0.5)
         self.norm_pre, self.norm_post = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
-        self.blocks = nn.ModuleList(Block(width, heads, self.config["ffn"], activation, eps)
+        self.blocks = nn.ModuleList(Block(width, heads, ffn, activation, eps)
                                     for _ in range(layers))
         self.project = nn.Linear(width, out, bias=False)
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Pixels (B, 3, height, width) -> tokens (B, 1 + N, W), and the grid (h, w) of the N."""
-        patch = self.patch.stride[0]
-        if any(side % patch for side in pixels.shape[2:]):
-            raise ValueError(f"a picture of {tuple(pixels.shape[2:])} pixels cannot be cut into "
-                             f"patches of {patch}: resize it to a multiple.")
-        x = self.patch(pixels)                                                       # B, W, h, w
+        height, width = pixels.shape[2:]
+        patch = self.config["patch"]
+        # A convolution would pass over the pixels that are left at the edges, and say nothing.
+        assert height % patch == width % patch == 0, f"{height} x {width} has no patches of {patch}"
+        x = self.patch(pixels)                                              # B, W, h, w
         h, w = x.shape[2:]
-        x = torch.cat([self.cls.expand(len(x), 1, -1), x.flatten(2).transpose(1, 2)], 1)
-        return self.norm_pre(x + resize_positions(self.positions, h, w)), (h, w)
+        x = x.flatten(2).transpose(1, 2)                                    # B, N, W
+        x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)               # B, 1 + N, W
+        x = x + resize_positions(self.positions, h, w)
+        return self.norm_pre(x), (h, w)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """-> the last block's output (B, 1 + N, W), class token first, and CLIP's vector (B, E)."""
         x, _ = self.embed(pixels)
         for block in self.blocks:
             x = block(x)
-        return x, self.project(self.norm_post(x[:, 0]))
+        return x, self.project(self.norm_post(x[:, 0]))                     # the class token's
 
     def encode(self, pixels: Tensor, pooled: bool = False) -> Tensor:
         """What is tuned on: 36 tokens (B, 36, F); pooled: CLIP's vector (B, E)."""
         if pooled:
             return self(pixels)[1]
         x, grid = self.embed(pixels)
-        for block in self.blocks[:-1]:
+        for block in self.blocks[:-1]:                   # the last but one: see above
             x = block(x)
-        return pool(x[:, 1:].transpose(1, 2).unflatten(2, grid))
+        x = x[:, 1:].transpose(1, 2)                                        # B, W, N
+        return pool(x.unflatten(2, grid))                                   # B, 36, W
 
 
 # ------------------------------------------------------------------------------------------ ResNet
@@ -165,16 +190,18 @@ class Bottleneck(nn.Module):
         self.conv2, self.bn2 = conv(inner, inner, 3), BatchNorm(inner)
         self.conv3, self.bn3 = conv(inner, 4 * inner, 1), BatchNorm(4 * inner)
         self.downsample = None
-        if stride > 1 or width != 4 * inner:
+        if stride > 1 or width != 4 * inner:             # the residual takes the block's new shape
             self.downsample = nn.Sequential(conv(width, 4 * inner, 1), BatchNorm(4 * inner))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.bn1(self.conv1(x)))
+        h = F.relu(self.bn1(self.conv1(x)))                                 # B, inner, h, w
         h = F.relu(self.bn2(self.conv2(h)))
         if self.stride > 1:
-            h, x = F.avg_pool2d(h, self.stride), F.avg_pool2d(x, self.stride)
-        h = self.bn3(self.conv3(h))
-        return F.relu(h + (x if self.downsample is None else self.downsample(x)))
+            h, x = F.avg_pool2d(h, self.stride), F.avg_pool2d(x, self.stride)     # h / 2, w / 2
+        h = self.bn3(self.conv3(h))                                         # B, 4 * inner, h, w
+        if self.downsample is not None:
+            x = self.downsample(x)
+        return F.relu(h + x)
 
 
 class ResNet(nn.Module):
@@ -183,59 +210,45 @@ class ResNet(nn.Module):
     def __init__(self, width: int, layers: tuple[int, ...], heads: int, size: int, out: int):
         super().__init__()
         self.config = dict(width=width, layers=layers, heads=heads, size=size, out=out)
-        self.size, self.features, self.pooled_only = size, 32 * width, ("positions", "attn.")
+        self.size, self.features = size, 32 * width
+        self.pooled_only = ("positions", "attn.")        # as in the ViT
         self.conv1, self.bn1 = conv(3, width // 2, 3, stride=2), BatchNorm(width // 2)
         self.conv2, self.bn2 = conv(width // 2, width // 2, 3), BatchNorm(width // 2)
         self.conv3, self.bn3 = conv(width // 2, width, 3), BatchNorm(width)
         self.stages = nn.ModuleList()
         before = width
         for stage, count in enumerate(layers):
-            inner = width << stage
-            self.stages.append(nn.Sequential(*(
-                Bottleneck(4 * inner if n else before, inner, 2 if stage and not n else 1)
-                for n in range(count))))
+            inner = width * 2 ** stage
+            blocks = [Bottleneck(before, inner, stride=2 if stage else 1)]
+            blocks += [Bottleneck(4 * inner, inner, stride=1) for _ in range(count - 1)]
+            self.stages.append(nn.Sequential(*blocks))
             before = 4 * inner
         self.positions = nn.Parameter(torch.randn(1 + (size // 32) ** 2, before) * before ** -0.5)
         self.attn = Attention(before, heads, out)
 
     def grid(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, height, width) -> the last stage's map (B, F, height / 32, width / 32)."""
-        x = F.relu(self.bn1(self.conv1(pixels)))
+        x = F.relu(self.bn1(self.conv1(pixels)))         # every second pixel
         x = F.relu(self.bn2(self.conv2(x)))
-        x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
+        x = F.relu(self.bn3(self.conv3(x)))
+        x = F.avg_pool2d(x, 2)                                              # B, width, h, w: / 4
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x)                                 # from the second on: / 2, twice the width
         return x
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """-> the last grid, row by row (B, N, F), and CLIP's vector (B, E)."""
-        x = self.grid(pixels)
+        x = self.grid(pixels)                                               # B, F, h, w
         h, w = x.shape[2:]
-        grid = x.flatten(2).transpose(1, 2)                                          # B, N, F
+        grid = x.flatten(2).transpose(1, 2)                                 # B, N, F
         # Attention pool: the mean asks, the mean and all cells answer.
-        x = torch.cat([grid.mean(1, keepdim=True), grid], 1)
+        x = torch.cat([grid.mean(1, keepdim=True), grid], 1)                # B, 1 + N, F
         x = x + resize_positions(self.positions, h, w)
         return grid, self.attn(x[:, :1], x)[:, 0]
 
     def encode(self, pixels: Tensor, pooled: bool = False) -> Tensor:
         """What is tuned on: 36 tokens (B, 36, F); pooled: CLIP's vector (B, E)."""
         return self(pixels)[1] if pooled else pool(self.grid(pixels))
-
-
-PRESETS = {
-    "RN50": partial(ResNet, width=64, layers=(3, 4, 6, 3), heads=32, size=224, out=1024),
-    "RN101": partial(ResNet, width=64, layers=(3, 4, 23, 3), heads=32, size=224, out=512),
-    "ViT-B/32": partial(ViT, width=768, layers=12, heads=12, patch=32, size=224, out=512),
-    "ViT-B/16": partial(ViT, width=768, layers=12, heads=12, patch=16, size=224, out=512),
-    "ViT-L/14": partial(ViT, width=1024, layers=24, heads=16, patch=14, size=224, out=768),
-}
-
-
-def tower(name: str) -> ViT | ResNet:
-    """A published tower with random weights; under torch.device("meta") it costs nothing."""
-    if name not in PRESETS:
-        raise ValueError(f"no CLIP tower is called {name!r}: choose from {', '.join(PRESETS)}.")
-    return PRESETS[name]()
 
 
 def randomized(clip: ViT | ResNet) -> ViT | ResNet:
@@ -245,14 +258,30 @@ def randomized(clip: ViT | ResNet) -> ViT | ResNet:
 
 # ------------------------------------------------------------------------------------------ pixels
 
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error,
-              Image.DecompressionBombError)
+TURN = Image.Transpose
+ORIENTATION = 0x0112                                     # the EXIF field: how the camera was held
+UPRIGHT = {2: TURN.FLIP_LEFT_RIGHT, 3: TURN.ROTATE_180, 4: TURN.FLIP_TOP_BOTTOM, 5: TURN.TRANSPOSE,
+           6: TURN.ROTATE_270, 7: TURN.TRANSVERSE, 8: TURN.ROTATE_90}
+# What Pillow raises at EXIF that it cannot parse; the picture beside it is as good as ever.
+BAD_EXIF = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, SyntaxError, TypeError,
+            ValueError, struct.error)
+
+
+def orientation(image: Image.Image) -> int:
+    """1 upright, 2 to 8 as in UPRIGHT."""
+    try:
+        return image.getexif().get(ORIENTATION, 1)
+    except BAD_EXIF:
+        return 1
 
 
 def rgb(image: Image.Image) -> Image.Image:
     """Upright and in three colours: camera rotation applied, transparency laid on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):                             # 16-bit grey: convert() would clip
+    image.load()                                         # a broken picture raises here, not above
+    turn = UPRIGHT.get(orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode.startswith("I"):                       # 16-bit grey: convert() would clip
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -269,21 +298,16 @@ def pixels(image: Image.Image, size: int, resize: str = "stretch") -> Tensor:
     image = rgb(image)
     if resize == "crop":
         short = min(image.size)
+        # Cut thin pictures first: 1 x 9,999 pixels would become 224 x 2,239,776 on the way. Whole
+        # multiples of the short side are cut, so that the centre lies where it would have lain.
+        x, y = (max(0, side // short - 9) // 2 * short for side in image.size)
+        image = image.crop((x, y, image.width - x, image.height - y))
         image = image.resize([size * side // short for side in image.size], Image.BICUBIC)
-        left, top = ((side - size) // 2 for side in image.size)
-        image = image.crop((left, top, left + size, top + size))
-    elif resize == "stretch":
-        image = image.resize((size, size), Image.BICUBIC)
+        x, y = ((side - size) // 2 for side in image.size)
+        image = image.crop((x, y, x + size, y + size))
     else:
-        raise ValueError(f"resize is 'stretch' or 'crop', not {resize!r}.")
-    x = (np.asarray(image, np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)   # size, size, 3
-    return torch.from_numpy(x).permute(2, 0, 1)
-
-
-def decode(path: Path, size: int, resize: str) -> Tensor | str:
-    """The pixels of a file, or why they cannot be had."""
-    try:
-        with Image.open(path) as image:
-            return pixels(image, size, resize)
-    except UNREADABLE as error:
-        return f"{type(error).__name__}: {error}"
+        assert resize == "stretch", f"resize is 'stretch' or 'crop', not {resize!r}"
+        image = image.resize((size, size), Image.BICUBIC)
+    x = np.asarray(image, np.float32) / 255                                 # size, size, 3
+    x = (x - np.float32(MEAN)) / np.float32(STD)
+    return torch.from_numpy(x).permute(2, 0, 1)                             # 3, size, size

@@ -1,7 +1,7 @@
 """How do T5 and BART turn tokens into tokens?
 
-One encoder-decoder in two dialects (T5: Raffel et al. 2020, arXiv 1910.10683; BART: Lewis et al.
-2020, arXiv 1910.13461). This is the whole lesson, what differs between them:
+One encoder-decoder in two dialects: T5 (Raffel et al. 2020, arXiv 1910.10683) and BART (Lewis et
+al. 2020, arXiv 1910.13461). What differs between them, each a field of `Config`:
 
                       BART                              T5
     norm              LayerNorm, after the residual     RMSNorm, before the sub-layer, 1 at the end
@@ -13,10 +13,15 @@ One encoder-decoder in two dialects (T5: Raffel et al. 2020, arXiv 1910.10683; B
     head              tied, plus a bias buffer          tied, scaled by d^-0.5; v1.1 and Flan: own
     decoder starts    with </s>                         with <pad>
 
-A *site* is where a tuning method may act: behind every sub-layer and behind every Linear of an
-attention or a feed-forward stands `tune`, None until model.py installs a function (h, x) -> h'.
+A *site* is a place where a tuning method may act: behind every sub-layer, behind every Linear of an
+attention or a feed-forward, in front of the text. There stands `tune`, None in a published model,
+until model.py installs a function (h, x, ctx) -> h'. The names of published weights are
+translated in support/published_lm.py.
 
     python -m pytest tests/test_t5.py
+
+Axes: B batch, L text tokens, N visual tokens, P prompt tokens, S = P + L + N encoder tokens,
+T target tokens, D width, H heads, E = H * d_kv, V vocabulary.
 """
 from dataclasses import dataclass, replace
 
@@ -24,39 +29,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# B batch, S encoder tokens (prompt P, text L, visual N), T target tokens, D width, H heads,
-# E = H * d_kv, V vocabulary.
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
 
+
+# ------------------------------------------------------------------------------------ the sizes
 
 @dataclass(frozen=True)
 class Config:
-    """Size and dialect of an encoder-decoder. The first block is size, the second dialect."""
+    """Size, dialect and decoding settings of an encoder-decoder."""
+    # size
     vocab: int
-    d: int
+    d: int                                   # width of the residual stream
     heads: int
-    d_kv: int
-    ffn: int
+    d_kv: int                                # width of a head; on T5, heads * d_kv may be another
+    ffn: int                                 # width inside the feed-forward
     layers: tuple[int, int]                  # encoder, decoder
 
+    # dialect
     pre_norm: bool                           # T5 normalises before the sub-layer, BART after it
     rms: bool                                # RMSNorm or LayerNorm
-    eps: float
+    eps: float                               # of the norms
     bias: bool                               # biases in the Linears
     scale: bool                              # attention scores / sqrt(d_kv)
     positions: int = 0                       # rows of learned positions (BART); 0: relative
     buckets: int = 32                        # rows of the relative table (T5)
-    max_distance: int = 128
+    max_distance: int = 128                  # farther keys share the last row
     activation: str = "relu"                 # a key of ACTIVATIONS
-    gated: bool = False
+    gated: bool = False                      # two Linears into the feed-forward, one is the gate
     tied: bool = True                        # the head is the word embedding
     head_scale: float = 1.0                  # logits from h * head_scale
     dropout: float = 0.1
+
+    # special tokens and decoding, as the published model has them
     pad: int = 0
     bos: int | None = None
     eos: int = 1
     start: int = 0                           # first decoder token
-    no_repeat_ngram: int = 0                 # decoding settings that a published model carries
-    early_stopping: bool = False
+    no_repeat_ngram: int = 0                 # no n-gram of this length twice; 0: any
+    early_stopping: bool = False             # stop at K finished beams
     force_eos: bool = False                  # beams must end at the last position
 
     @property
@@ -64,44 +74,51 @@ class Config:
         return not self.positions
 
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
-
-
 def bart(d: int, heads: int, ffn: int, layers: int, **other) -> Config:
-    return Config(**dict(
+    """BART of any size; `other` fields of Config as given."""
+    fields = dict(
         vocab=50265, d=d, heads=heads, d_kv=d // heads, ffn=ffn, layers=(layers, layers),
         pre_norm=False, rms=False, eps=1e-5, bias=True, scale=True, positions=1026,
         activation="gelu", pad=1, bos=0, eos=2, start=2,
-        no_repeat_ngram=3, early_stopping=True, force_eos=True) | other)
+        no_repeat_ngram=3, early_stopping=True, force_eos=True)
+    return Config(**fields | other)
 
 
 def t5(d: int, heads: int, ffn: int, layers: int, v11: bool = False, **other) -> Config:
-    head = (dict(tied=False, gated=True, activation="gelu_tanh") if v11 else
-            dict(head_scale=d ** -0.5))
-    return Config(**dict(
+    """T5 v1.0 of any size, or v1.1 (and Flan-T5); `other` fields of Config as given."""
+    head = dict(head_scale=d ** -0.5)
+    if v11:
+        head = dict(tied=False, gated=True, activation="gelu_tanh")
+    fields = dict(
         vocab=32128, d=d, heads=heads, d_kv=64, ffn=ffn, layers=(layers, layers),
-        pre_norm=True, rms=True, eps=1e-6, bias=False, scale=False) | head | other)
+        pre_norm=True, rms=True, eps=1e-6, bias=False, scale=False)
+    return Config(**fields | head | other)
 
 
-# A model of a published size can be built without its weights (also on the meta device).
+# Published sizes: such a model can be built without its weights (also on the meta device).
 PRESETS = {
-    "bart-base": bart(768, 12, 3072, 6), "bart-large": bart(1024, 16, 4096, 12),
-    "t5-small": t5(512, 8, 2048, 6), "t5-base": t5(768, 12, 3072, 12),
-    "t5-large": t5(1024, 16, 4096, 24),
-    "t5-v1_1-small": t5(512, 6, 1024, 8, v11=True), "t5-v1_1-base": t5(768, 12, 2048, 12, v11=True),
+    #                     d   heads  ffn  layers
+    "bart-base":     bart(768, 12, 3072, 6),
+    "bart-large":    bart(1024, 16, 4096, 12),
+    "t5-small":      t5(512, 8, 2048, 6),
+    "t5-base":       t5(768, 12, 3072, 12),
+    "t5-large":      t5(1024, 16, 4096, 24),
+    "t5-v1_1-small": t5(512, 6, 1024, 8, v11=True),
+    "t5-v1_1-base":  t5(768, 12, 2048, 12, v11=True),
     "t5-v1_1-large": t5(1024, 16, 2816, 24, v11=True),
 }
-PRESETS |= {f"flan-t5-{s}": PRESETS[f"t5-v1_1-{s}"] for s in ("small", "base", "large")}
+for size in ("small", "base", "large"):
+    PRESETS[f"flan-t5-{size}"] = PRESETS[f"t5-v1_1-{size}"]
 
 
-# ---------------------------------------------------------------------------------- the machine
+# -------------------------------------------------------------------------------- the sub-layers
 
 class Linear(nn.Linear):
     """A Linear with a site behind it: h = W x + b; h' = tune(h, x, ctx)."""
 
     def __init__(self, d_in: int, d_out: int, bias: bool):
         super().__init__(d_in, d_out, bias)
-        self.register_module("tune", None)
+        self.register_module("tune", None)               # the site: empty, but a submodule's place
 
     def forward(self, x: Tensor, ctx=None) -> Tensor:
         h = super().forward(x)
@@ -109,50 +126,58 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
-    def __init__(self, c: Config):
+    """softmax(q k^T * scale + mask) v in H heads, then o."""
+
+    def __init__(self, config: Config):
         super().__init__()
-        inner = c.heads * c.d_kv
-        self.q, self.k, self.v = (Linear(c.d, inner, c.bias) for _ in range(3))
-        self.o = Linear(inner, c.d, c.bias)
-        self.d_kv, self.dropout = c.d_kv, c.dropout
-        self.scale = c.d_kv ** -0.5 if c.scale else 1.0
+        inner = config.heads * config.d_kv                                  # E
+        self.q, self.k, self.v = (Linear(config.d, inner, config.bias) for _ in range(3))
+        self.o = Linear(inner, config.d, config.bias)
+        self.d_kv, self.dropout = config.d_kv, config.dropout
+        # T5 was trained without 1 / sqrt(d_kv): its initial q is smaller by that factor instead.
+        self.scale = config.d_kv ** -0.5 if config.scale else 1.0
 
     def split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)             # B, H, S, d_kv
+        """The heads side by side (B, S, E) -> each for itself (B, H, S, d_kv)."""
+        return x.unflatten(-1, (-1, self.d_kv)).transpose(1, 2)
 
     def keys_values(self, x: Tensor, ctx=None) -> tuple[Tensor, Tensor]:
-        return self.split(self.k(x, ctx)), self.split(self.v(x, ctx))
+        return self.split(self.k(x, ctx)), self.split(self.v(x, ctx))       # B, H, S, d_kv
 
     def forward(self, x: Tensor, ctx=None, mask: Tensor | None = None, causal: bool = False,
                 past: tuple[Tensor, Tensor] | None = None,
-                cross: bool = False) -> tuple[Tensor, tuple]:
-        """x (B, T, D) attends to itself (behind `past` keys and values, if any) or, with `cross`,
-        to `past` alone. mask: True = visible, or a float bias. Returns the output and (k, v)."""
-        q = self.q(x, ctx)
+                cross: bool = False) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x (B, T, D) -> the output (B, T, D), and the keys and values that were read.
+
+        x attends to itself, behind the keys and values `past`, if there are any; with `cross` to
+        `past` alone. mask: broadcasts to (B, H, T, S), True = visible, or a float bias.
+        """
+        q = self.q(x, ctx)                                                  # B, T, E
         if cross:
-            k, v = past
+            k, v = past                                                     # of the encoder
             # Beams are queries of one item: (B * beams, 1) tokens read (B, S) keys as (B, beams),
             # so that the keys and values of the encoder are never repeated for each beam.
-            q = q.view(k.size(0), -1, q.size(-1))
+            q = q.view(k.size(0), -1, q.size(-1))                           # B, beams * T, E
         else:
             k, v = self.keys_values(x, ctx)
             if past is not None:
-                k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+                k = torch.cat([past[0], k], 2)                              # B, H, past + T, d_kv
+                v = torch.cat([past[1], v], 2)
         if mask is not None and mask.dtype != torch.bool:
-            mask = mask.to(q.dtype)
+            mask = mask.to(q.dtype)                      # autocast makes q bf16, the bias is fp32
         dropout = self.dropout if self.training else 0.0
         h = F.scaled_dot_product_attention(self.split(q), k, v, mask, dropout, causal,
-                                           scale=self.scale)
+                                           scale=self.scale)                # B, H, T, d_kv
         h = h.transpose(1, 2).reshape(x.size(0), x.size(1), -1)             # B, T, E
         return self.o(h, ctx), (k, v)
 
 
 class Hidden(nn.Module):
-    """The site between a feed-forward's activation and its second Linear."""
+    """The site between a feed-forward's activation and its second Linear; without `tune`, h."""
 
-    def __init__(self, c: Config):
+    def __init__(self, config: Config):
         super().__init__()
-        self.in_features, self.out_features = c.d, c.ffn
+        self.in_features, self.out_features = config.d, config.ffn          # of what is installed
         self.register_module("tune", None)
 
     def forward(self, h: Tensor, x: Tensor, ctx=None) -> Tensor:
@@ -160,23 +185,28 @@ class Hidden(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, c: Config):
+    """wo(act(wi x)); gated: wo(act(wg x) * wi x) (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: Config):
         super().__init__()
-        self.wi = Linear(c.d, c.ffn, c.bias)
-        self.wg = Linear(c.d, c.ffn, c.bias) if c.gated else None
-        self.hidden = Hidden(c)
-        self.wo = Linear(c.ffn, c.d, c.bias)
-        self.act, self.dropout = ACTIVATIONS[c.activation], c.dropout
+        self.wi = Linear(config.d, config.ffn, config.bias)
+        self.wg = Linear(config.d, config.ffn, config.bias) if config.gated else None
+        self.hidden = Hidden(config)
+        self.wo = Linear(config.ffn, config.d, config.bias)
+        self.act, self.dropout = ACTIVATIONS[config.activation], config.dropout
 
     def forward(self, x: Tensor, ctx=None) -> Tensor:
-        h = self.wi(x, ctx)
+        h = self.wi(x, ctx)                                                 # B, S, ffn
         h = self.act(h) if self.wg is None else self.act(self.wg(x, ctx)) * h
         h = self.hidden(h, x, ctx)
-        return self.wo(F.dropout(h, self.dropout, self.training), ctx)
+        h = F.dropout(h, self.dropout, self.training)
+        return self.wo(h, ctx)                                              # B, S, D
 
 
-def make_norm(c: Config) -> nn.Module:
-    return nn.RMSNorm(c.d, c.eps) if c.rms else nn.LayerNorm(c.d, c.eps)
+def make_norm(config: Config) -> nn.Module:
+    if config.rms:
+        return nn.RMSNorm(config.d, config.eps)          # x / rms(x) * weight: no mean, no bias
+    return nn.LayerNorm(config.d, config.eps)
 
 
 class SubLayer(nn.Module):
@@ -187,92 +217,110 @@ class SubLayer(nn.Module):
         x = x + dropout(h)          BART: then norm
     """
 
-    def __init__(self, c: Config, f: nn.Module):
+    def __init__(self, config: Config, f: nn.Module):
         super().__init__()
-        self.f, self.norm = f, make_norm(c)
-        self.pre_norm, self.dropout = c.pre_norm, c.dropout
+        self.f, self.norm = f, make_norm(config)
+        self.pre_norm, self.dropout = config.pre_norm, config.dropout
         self.register_module("tune", None)
 
     def forward(self, x: Tensor, ctx=None, **attention) -> tuple[Tensor, tuple | None]:
+        """x (B, S, D) -> the same shape, and an attention's keys and values."""
         h = self.f(self.norm(x) if self.pre_norm else x, ctx, **attention)
-        h, kv = h if isinstance(h, tuple) else (h, None)
+        keys_values = None
+        if isinstance(h, tuple):                         # an attention's, for the decoder's cache
+            h, keys_values = h
         if self.tune is not None:
             h = self.tune(h, x, ctx)
         x = x + F.dropout(h, self.dropout, self.training)
-        return x if self.pre_norm else self.norm(x), kv
+        if not self.pre_norm:
+            x = self.norm(x)
+        return x, keys_values
 
+
+# ----------------------------------------------------------------------------------- the stacks
 
 class Block(nn.Module):
-    def __init__(self, c: Config, decoder: bool):
+    """The sub-layers of one layer; `encode` and `decode` below run them in this order."""
+
+    def __init__(self, config: Config, decoder: bool):
         super().__init__()
-        self.self_attn = SubLayer(c, Attention(c))
-        self.cross_attn = SubLayer(c, Attention(c)) if decoder else None
-        self.ffn = SubLayer(c, FeedForward(c))
+        self.self_attn = SubLayer(config, Attention(config))
+        self.cross_attn = SubLayer(config, Attention(config)) if decoder else None
+        self.ffn = SubLayer(config, FeedForward(config))
 
 
 class Stack(nn.Module):
-    """Encoder or decoder: what surrounds the blocks (positions, norms, masks)."""
+    """Encoder or decoder: its blocks, and what surrounds them (positions, norms)."""
 
-    def __init__(self, c: Config, decoder: bool):
+    def __init__(self, config: Config, decoder: bool):
         super().__init__()
-        self.config, self.decoder = c, decoder
-        self.positions = nn.Embedding(c.positions, c.d) if c.positions else None
-        self.embed_norm = make_norm(c) if c.positions else None
-        self.relative = None if c.positions else nn.Embedding(c.buckets, c.heads)
-        self.blocks = nn.ModuleList(Block(c, decoder) for _ in range(c.layers[decoder]))
-        self.norm = make_norm(c) if c.pre_norm else None
+        self.config, self.decoder = config, decoder
+        learned = config.positions > 0
+        self.positions = nn.Embedding(config.positions, config.d) if learned else None
+        self.embed_norm = make_norm(config) if learned else None
+        # One table for all blocks: the published name puts it into the first one.
+        self.relative = None if learned else nn.Embedding(config.buckets, config.heads)
+        depth = config.layers[1 if decoder else 0]
+        self.blocks = nn.ModuleList(Block(config, decoder) for _ in range(depth))
+        self.norm = make_norm(config) if config.pre_norm else None
         self.register_module("tune", None)          # the encoder's: writes a prompt before the text
 
     def embed(self, words: Tensor, offset: int = 0, prompt: Tensor | None = None,
               visual: Tensor | None = None) -> Tensor:
-        """[prompt | words | visual]: only words have positions; BART's norm leaves visual alone."""
+        """words (B, L, D), the first one at `offset` -> [prompt | words | visual] (B, S, D)."""
         x = words
         if self.positions is not None:
-            t = offset + torch.arange(words.size(1), device=words.device)
-            if offset + words.size(1) > self.positions.num_embeddings - 2:
-                raise ValueError(f"{offset + words.size(1)} tokens, but this model has "
-                                 f"{self.positions.num_embeddings - 2} positions: shorten the text")
-            x = x + self.positions(t + 2)                   # BART's first two rows are never used
+            end, rows = offset + words.size(1), self.positions.num_embeddings - 2
+            assert end <= rows, f"{end} tokens, but this model has {rows} positions"
+            # + 2: BART counts from its padding id + 1; the first two rows are never read.
+            place = offset + torch.arange(words.size(1), device=words.device)
+            x = x + self.positions(place + 2)            # prompt and visual tokens have none
         if prompt is not None:
-            x = torch.cat([prompt, x], 1)
+            x = torch.cat([prompt, x], 1)                                   # B, P + L, D
         if self.embed_norm is not None:
-            x = self.embed_norm(x)
+            x = self.embed_norm(x)                       # not over visual tokens: they have a norm
         if visual is not None:
-            x = torch.cat([x, visual], 1)                                   # B, P + L + N, D
+            x = torch.cat([x, visual], 1)                                   # B, S, D
         return F.dropout(x, self.config.dropout, self.training)
 
     def finish(self, x: Tensor) -> Tensor:
         if self.norm is None:
             return x
+        # A pre-norm stream was never normalised itself: T5 does so once, behind the last block.
         return F.dropout(self.norm(x), self.config.dropout, self.training)
 
     def bias(self, queries: int, keys: int) -> Tensor:
         """T5's relative position bias (1, H, queries, keys) of the last `queries` positions."""
         place = torch.arange(keys, device=self.relative.weight.device)
-        distance = place - place[keys - queries:, None]
+        distance = place - place[keys - queries:, None]                     # queries, keys
         rows = relative_bucket(distance, not self.decoder, self.config.buckets,
                                self.config.max_distance)
-        return self.relative(rows).permute(2, 0, 1)[None]
+        return self.relative(rows).permute(2, 0, 1)[None]                   # 1, H, queries, keys
 
 
 def relative_bucket(distance: Tensor, both_ways: bool, buckets: int, max_distance: int) -> Tensor:
-    """distance = key - query -> row of the relative table (T5, section 2.1).
+    """distance = key - query -> row of the relative table (T5, section 2.1), the same shape.
 
-    Near distances have a row each, far ones share rows that widen logarithmically up to
-    max_distance; the encoder spends half its rows on keys to the right of the query.
+    The decoder looks back only. Of the encoder's rows the second half is for keys to the right.
     """
     row = torch.zeros_like(distance)
     if both_ways:
         buckets //= 2
-        row, distance = row + (distance > 0) * buckets, distance.abs()
+        row = row + (distance > 0) * buckets
+        distance = distance.abs()
     else:
         distance = (-distance).clamp(min=0)
+    # The first half: a row for each distance 0, 1, ..., near - 1. The second half: rows that widen,
+    #   near + log(distance / near) / log(max_distance / near) * (buckets - near), rounded down.
     near = buckets // 2
-    # The logarithm is taken in fp32 and in this order, so that borders fall where T5 learnt them.
-    far = near + (torch.log(distance.clamp(min=1).float() / near)
-                  / torch.log(torch.tensor(max_distance / near)).item() * (buckets - near)).long()
-    return row + torch.where(distance < near, distance, far.clamp(max=buckets - 1))
+    # In fp32 and in this order: another rounding moves the borders from where T5 learnt them.
+    widest = torch.log(torch.tensor(max_distance / near)).item()
+    far = torch.log(distance.clamp(min=1).float() / near) / widest * (buckets - near)
+    far = (near + far.long()).clamp(max=buckets - 1)     # max_distance and beyond: the last row
+    return row + torch.where(distance < near, distance, far)
 
+
+# ------------------------------------------------------------------------------------ the model
 
 class EncoderDecoder(nn.Module):
     """BART or T5 with sites. Parameters are named by place: `decoder.blocks.0.cross_attn.f.v`."""
@@ -280,76 +328,86 @@ class EncoderDecoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.shared = nn.Embedding(config.vocab, config.d)
+        self.shared = nn.Embedding(config.vocab, config.d)      # of encoder, decoder and tied head
         self.encoder, self.decoder = Stack(config, False), Stack(config, True)
         self.head = None if config.tied else nn.Linear(config.d, config.vocab, bias=False)
+        # BART was published with a bias on its logits, all zeros and never trained.
         bias = torch.zeros(1, config.vocab) if config.positions else None
         self.register_buffer("logits_bias", bias)
 
     def encode(self, ids: Tensor, visual: Tensor | None = None, seen: Tensor | None = None,
                ctx=None) -> tuple[Tensor, Tensor]:
-        """ids (B, L), visual (B, N, D), seen (B, N) False on padding among the visual tokens ->
-        states (B, S, D) of [prompt | text | visual] and their mask (B, S)."""
-        enc, words = self.encoder, self.shared(ids)
-        prompt = None if enc.tune is None else enc.tune(words, words, ctx)
-        mask = self.encoder_mask(ids, prompt, visual, seen)
-        ctx = None if ctx is None else replace(ctx, mask=mask)
-        x = enc.embed(words, 0, prompt, visual)
-        attend = mask[:, None, None, :]                                     # B, 1, 1, S
-        if enc.relative is not None:
-            text = x.size(1) - (0 if visual is None else visual.size(1))
-            n = x.size(1) - text                            # a pair with a visual token has bias 0
-            attend = F.pad(enc.bias(text, text), (0, n, 0, n)).masked_fill(~attend, float("-inf"))
-        for block in enc.blocks:
-            x, _ = block.self_attn(x, ctx, mask=attend)
-            x, _ = block.ffn(x, ctx)
-        return enc.finish(x), mask
+        """Text and visual tokens -> states (B, S, D) of [prompt | text | visual], mask (B, S).
 
-    def encoder_mask(self, ids: Tensor, prompt: Tensor | None, visual: Tensor | None,
-                     seen: Tensor | None) -> Tensor:
-        """True (B, S) where a token is seen: the prompt, text and visual tokens but padding."""
-        parts = [ids != self.config.pad]
-        if prompt is not None:
+        ids (B, L), visual (B, N, D), seen (B, N): False on padding among the visual tokens.
+        """
+        encoder, words = self.encoder, self.shared(ids)                     # B, L, D
+        # mask: True where a token is seen, the prompt, text and visual tokens but padding.
+        prompt, parts = None, [ids != self.config.pad]                      # B, L
+        if encoder.tune is not None:
+            prompt = encoder.tune(words, words, ctx)                        # B, P, D
             parts.insert(0, ids.new_ones(prompt.shape[:2], dtype=torch.bool))
         if visual is not None:
-            parts.append(ids.new_ones(visual.shape[:2], dtype=torch.bool) if seen is None else seen)
-        return torch.cat(parts, 1)
+            all_seen = ids.new_ones(visual.shape[:2], dtype=torch.bool)
+            parts.append(all_seen if seen is None else seen)
+        mask = torch.cat(parts, 1)                                          # B, S
+        if ctx is not None:
+            ctx = replace(ctx, mask=mask)                # some tuning methods average over tokens
+        x = encoder.embed(words, 0, prompt, visual)                         # B, S, D
+        attend = mask[:, None, None, :]                                     # B, 1, 1, S
+        if encoder.relative is not None:
+            # Prompt and text have relative positions; a pair with a visual token has bias 0.
+            N = 0 if visual is None else visual.size(1)
+            text = x.size(1) - N                                            # P + L
+            bias = F.pad(encoder.bias(text, text), (0, N, 0, N))            # 1, H, S, S
+            attend = bias.masked_fill(~attend, float("-inf"))               # B, H, S, S
+        for block in encoder.blocks:
+            x, _ = block.self_attn(x, ctx, mask=attend)
+            x, _ = block.ffn(x, ctx)
+        return encoder.finish(x), mask
 
     def start_cache(self, memory: Tensor, ctx=None) -> list[list]:
-        """One [past self-attention (k, v) or None, cross-attention (k, v)] a decoder block: the
-        keys and values of the encoder's output, with whatever is tuned there, computed once."""
-        return [[None, b.cross_attn.f.keys_values(memory, ctx)] for b in self.decoder.blocks]
+        """Of each decoder block [self-attention's past (k, v) or None, cross-attention's (k, v)].
+
+        The first grows with every token, the second is made once, with whatever is tuned there.
+        """
+        blocks = self.decoder.blocks
+        return [[None, block.cross_attn.f.keys_values(memory, ctx)] for block in blocks]
 
     def decode(self, ids: Tensor, mask: Tensor, cache: list[list], ctx=None) -> Tensor:
         """Decoder ids (B, T), the encoder's mask (B, S), a cache -> hidden states (B, T, D).
 
-        With a filled cache, ids are the next tokens only; the cache is brought up to date in place.
+        A fresh cache: all tokens at once (training). A filled one: ids (B, 1) are the next token.
+        The cache is brought up to date in place.
         """
-        dec, T = self.decoder, ids.size(1)
-        offset = 0 if cache[0][0] is None else cache[0][0][0].size(2)
-        if offset and T > 1:
-            raise ValueError(f"a filled cache takes one token at a time, not {T}")
-        x = dec.embed(self.shared(ids), offset)
-        seen, causal = None, T > 1
-        if dec.relative is not None:
-            seen, causal = dec.bias(T, offset + T), False
+        decoder, T = self.decoder, ids.size(1)
+        past = cache[0][0]
+        offset = 0 if past is None else past[0].size(2)  # tokens that were decoded before
+        assert not offset or T == 1, f"a filled cache takes one token at a time, not {T}"
+        x = decoder.embed(self.shared(ids), offset)                         # B, T, D
+        # No token sees a later one. One token alone has none, and sees all of its past.
+        attend, causal = None, T > 1
+        if decoder.relative is not None:
+            attend, causal = decoder.bias(T, offset + T), False             # 1, H, T, offset + T
             if T > 1:
                 future = torch.ones(T, T, dtype=torch.bool, device=ids.device).triu(1)
-                seen = seen.masked_fill(future, float("-inf"))
-        for block, kv in zip(dec.blocks, cache):
-            x, kv[0] = block.self_attn(x, ctx, mask=seen, causal=causal, past=kv[0])
-            x, _ = block.cross_attn(x, ctx, mask=mask[:, None, None, :], past=kv[1], cross=True)
+                attend = attend.masked_fill(future, float("-inf"))
+        visible = mask[:, None, None, :]                                    # B, 1, 1, S
+        for block, layer in zip(decoder.blocks, cache):
+            x, layer[0] = block.self_attn(x, ctx, mask=attend, causal=causal, past=layer[0])
+            x, _ = block.cross_attn(x, ctx, mask=visible, past=layer[1], cross=True)
             x, _ = block.ffn(x, ctx)
-        return dec.finish(x)
+        return decoder.finish(x)
 
     def logits(self, h: Tensor) -> Tensor:
         """Hidden states (..., D) -> scores of the next token (..., V)."""
-        h = h * self.config.head_scale if self.config.head_scale != 1 else h
-        y = F.linear(h, self.shared.weight if self.head is None else self.head.weight)
-        return y if self.logits_bias is None else y + self.logits_bias
+        if self.config.head_scale != 1:
+            h = h * self.config.head_scale               # T5 v1.0: its embedding has variance 1
+        scores = F.linear(h, self.shared.weight if self.head is None else self.head.weight)
+        return scores if self.logits_bias is None else scores + self.logits_bias
 
     def shift_right(self, labels: Tensor) -> Tensor:
-        """Decoder input [start, labels[:-1]]; -100 (no target) becomes padding. (B, T)"""
+        """Labels -> decoder input [start, labels[:-1]] (B, T); -100 (no target) becomes padding."""
         start = labels.new_full((labels.size(0), 1), self.config.start)
         ids = torch.cat([start, labels[:, :-1]], 1)
         return ids.masked_fill(ids == -100, self.config.pad)
@@ -362,15 +420,16 @@ class EncoderDecoder(nn.Module):
 
     @torch.no_grad()
     def resize(self, vocab: int) -> "EncoderDecoder":
-        """More rows for added tokens: N(0, 0.02) on BART, N(0, 1) on T5. They have a seed of their
-        own: they stay frozen and are in no adapter file, so every run must draw the same."""
-        new, law = vocab - self.config.vocab, torch.Generator().manual_seed(0)
+        """Appends rows for added tokens, up to `vocab`."""
+        new = vocab - self.config.vocab
+        # A seed of their own: these rows are frozen and in no adapter file; all runs draw the same.
+        generator = torch.Generator().manual_seed(0)
+        std = 1.0 if self.config.is_t5 else 0.02
         for owner in (self.shared, self.head):
-            if owner is not None:
-                w = owner.weight
-                rows = torch.empty(new, w.size(1)).normal_(std=1.0 if self.config.is_t5 else 0.02,
-                                                           generator=law)
-                owner.weight = nn.Parameter(torch.cat([w, rows.to(w)]))
+            if owner is None:
+                continue                                 # a tied head grows with the words
+            rows = torch.empty(new, self.config.d).normal_(std=std, generator=generator)
+            owner.weight = nn.Parameter(torch.cat([owner.weight, rows.to(owner.weight)]))
         if self.logits_bias is not None:
             self.logits_bias = F.pad(self.logits_bias, (0, new))
         self.config = replace(self.config, vocab=vocab)
@@ -378,17 +437,19 @@ class EncoderDecoder(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> "EncoderDecoder":
-        """Random weights by the law each dialect was trained from. BART's N(0, 0.02) is meant for
-        a width of 768: a smaller model gets the same variance of sums, 0.02 sqrt(768 / d)."""
-        c = self.config
-        for name, p in self.named_parameters():
-            last, kind = name.rsplit(".", 2)[-2:]
-            if "norm" in last or kind == "bias":
-                nn.init.constant_(p, float(kind == "weight"))
-            elif not c.is_t5:
-                nn.init.normal_(p, std=0.02 * max(1.0, 768 / c.d) ** 0.5)
-            else:                                   # T5: variance 1 / fan-in, q also / d_kv
-                fan = {"shared": 1, "q": c.d * c.d_kv, "o": c.heads * c.d_kv, "wo": c.ffn}
-                fan = fan.get(last, c.d)
-                nn.init.normal_(p, std=fan ** -0.5)
+        """Random weights, drawn as each dialect's were before its training."""
+        config = self.config
+        # BART: N(0, 0.02), meant for a width of 768. A narrower model gets the same variance of
+        # sums, 0.02 sqrt(768 / d). T5: variance 1 / fan-in; q makes up for the missing scale.
+        bart_std = 0.02 * max(1.0, 768 / config.d) ** 0.5
+        fan_in = {"shared": 1, "q": config.d * config.d_kv, "o": config.heads * config.d_kv,
+                  "wo": config.ffn}
+        for name, parameter in self.named_parameters():
+            module, kind = name.rsplit(".", 2)[-2:]      # "q", "weight"
+            if "norm" in module or kind == "bias":
+                nn.init.constant_(parameter, float(kind == "weight"))
+            elif config.is_t5:
+                nn.init.normal_(parameter, std=fan_in.get(module, config.d) ** -0.5)
+            else:
+                nn.init.normal_(parameter, std=bart_std)
         return self

@@ -13,6 +13,7 @@ Axes: T frames of a clip, F feature width, M clips.
 """
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,7 +27,19 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import adaptive_max_pool1d
 
-from clip_encoder import UNREADABLE, ResNet, ViT, decode, pixels
+from clip_encoder import ResNet, ViT, pixels
+
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error,
+              Image.DecompressionBombError)
+
+
+def decode(path, size: int, resize: str) -> Tensor | str:
+    """The pixels of a file, or why they cannot be had."""
+    try:
+        with Image.open(path) as image:
+            return pixels(image, size, resize)
+    except UNREADABLE as error:
+        return f"{type(error).__name__}: {error}"
 
 FRAMES, AT_ONCE = 64, 16                   # frames of a row; frames that go through a tower at once
 PICTURES, ANIMATED = (".jpg", ".jpeg", ".png"), (".gif", ".webp")

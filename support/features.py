@@ -41,9 +41,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from support import weights
-from clip_encoder import GRID, ResNet, ViT, decode, pool
+from clip_encoder import GRID, ResNet, ViT, pool
 from support.published_clip import load_clip
-from support.clips import FRAMES, PICTURES, count_real, frame_files, list_clips, named, read_clip, read_npz
+from support.clips import FRAMES, PICTURES, count_real, decode, frame_files, list_clips, named, read_clip, read_npz
 
 try:
     import fcntl

@@ -1,41 +1,52 @@
-"""How do the names and sizes of a published CLIP become ours?
+"""How do a published CLIP's sizes and tensor names become ours?
 
     tower = load_clip("weights/tiny-clip")       # a folder as on the Hugging Face hub, or a file
 
-A file in OpenAI's names may hold the image tower alone, or as "visual." beside the text tower.
+Two spellings are read: Hugging Face's (ViTs only) and OpenAI's, which open_clip uses too. Sizes are
+read off the tensors' shapes. Shapes do not tell the number of heads and the activation: these stand
+in a config file, or the tower has one of OpenAI's own sizes. Nothing is guessed.
 
     python -m pytest tests/test_published.py
 """
-import json
 from pathlib import Path
 
 import torch
 
-from clip_encoder import ACTIVATIONS, ResNet, ViT
+from clip_encoder import ACTIVATIONS, MEAN, PRESETS, STD, ResNet, ViT
 from support import weights
+from support.gate import Number, check, read_json, reading
 
+# ------------------------------------------------------------------------ what tensors are called
+
+# (published, ours): a tensor, or a module with all that lies below it. {i}, {j} are numbers.
 HUGGING_FACE: weights.Table = [
     ("vision_model.embeddings.class_embedding", "cls"),
     ("vision_model.embeddings.position_embedding.weight", "positions"),
     ("vision_model.embeddings.position_ids", None),
     ("vision_model.embeddings.patch_embedding", "patch"),
-    ("vision_model.pre_layrnorm", "norm_pre"),                         # spelt so in every file
-    *((f"vision_model.encoder.layers.{{i}}.self_attn.{part}_proj", f"blocks.{{i}}.attn.{part[0]}")
-      for part in ("q", "k", "v", "out")),
+    ("vision_model.pre_layrnorm", "norm_pre"),                           # spelt so in every file
+    ("vision_model.encoder.layers.{i}.self_attn.q_proj", "blocks.{i}.attn.q"),
+    ("vision_model.encoder.layers.{i}.self_attn.k_proj", "blocks.{i}.attn.k"),
+    ("vision_model.encoder.layers.{i}.self_attn.v_proj", "blocks.{i}.attn.v"),
+    ("vision_model.encoder.layers.{i}.self_attn.out_proj", "blocks.{i}.attn.o"),
     ("vision_model.encoder.layers.{i}.layer_norm{j}", "blocks.{i}.norm{j}"),
     ("vision_model.encoder.layers.{i}.mlp.fc1", "blocks.{i}.up"),
     ("vision_model.encoder.layers.{i}.mlp.fc2", "blocks.{i}.down"),
     ("vision_model.post_layernorm", "norm_post"),
     ("visual_projection", "project"),
-    *((name, None) for name in ("text_model", "text_projection", "logit_scale")),
+    ("text_model", None),
+    ("text_projection", None),
+    ("logit_scale", None),
 ]
 OPENAI_VIT: weights.Table = [
     ("class_embedding", "cls"),
     ("positional_embedding", "positions"),
     ("conv1", "patch"),
     ("ln_pre", "norm_pre"),
-    *((f"transformer.resblocks.{{i}}.attn.in_proj_{kind}",
-       tuple(f"blocks.{{i}}.attn.{part}.{kind}" for part in "qkv")) for kind in ("weight", "bias")),
+    ("transformer.resblocks.{i}.attn.in_proj_weight",                    # q, k, v in one
+     ("blocks.{i}.attn.q.weight", "blocks.{i}.attn.k.weight", "blocks.{i}.attn.v.weight")),
+    ("transformer.resblocks.{i}.attn.in_proj_bias",
+     ("blocks.{i}.attn.q.bias", "blocks.{i}.attn.k.bias", "blocks.{i}.attn.v.bias")),
     ("transformer.resblocks.{i}.attn.out_proj", "blocks.{i}.attn.o"),
     ("transformer.resblocks.{i}.ln_{j}", "blocks.{i}.norm{j}"),
     ("transformer.resblocks.{i}.mlp.c_fc", "blocks.{i}.up"),
@@ -49,97 +60,117 @@ OPENAI_RESNET: weights.Table = [
     ("layer{i}.{j}.downsample.1.num_batches_tracked", None),
     ("conv{i}", "conv{i}"),
     ("bn{i}", "bn{i}"),
-    *((f"layer{n + 1}.{{i}}", f"stages.{n}.{{i}}") for n in range(4)),
+    ("layer1.{i}", "stages.0.{i}"),
+    ("layer2.{i}", "stages.1.{i}"),
+    ("layer3.{i}", "stages.2.{i}"),
+    ("layer4.{i}", "stages.3.{i}"),
     ("attnpool.positional_embedding", "positions"),
+    ("attnpool.q_proj", "attn.q"),
+    ("attnpool.k_proj", "attn.k"),
+    ("attnpool.v_proj", "attn.v"),
     ("attnpool.c_proj", "attn.o"),
-    *((f"attnpool.{part}_proj", f"attn.{part}") for part in "qkv"),
 ]
+# Beside an image tower that is "visual.": the text tower, which is not read.
 OPENAI_TEXT: weights.Table = [(name, None) for name in (
     "transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection",
     "logit_scale", "input_resolution", "context_length", "vocab_size")]
 
 
-class Shapes(dict):
-    """Our name -> shape, and a clear complaint where a file lacks what gives the tower's size."""
-
-    def __init__(self, source: weights.Tensors, table: weights.Table, path: Path):
-        self.path, self.table = path, table
-        for name in source:
-            names, transposed = weights.to_ours(name, table) or ((), False)
-            if names:
-                self[names[0]] = source.shape(name)[::-1 if transposed else 1]
-
-    def __missing__(self, name: str):
-        raise ValueError(f"{self.path} lacks {weights.to_published(name, self.table)[0]}: give the "
-                         "complete weights of a CLIP image tower.")
-
-    def count(self, name: str) -> int:
-        """How many of a numbered list there are: count("blocks.{}.up.bias")"""
-        return next(n for n in range(len(self) + 1) if name.format(n) not in self)
-
-    def side(self) -> int:
-        """Cells a side of the square grid that the positions were made for."""
-        cells = self["positions"][0] - 1
-        if round(cells ** 0.5) ** 2 != cells:
-            raise ValueError(f"{self.path}: {cells} positions of a grid, but that is no square.")
-        return round(cells ** 0.5)
-
-
 def load_clip(path: str | Path) -> ViT | ResNet:
-    """A published tower, frozen, in eval mode and fp32; its sizes are read off the tensors' shapes.
+    """A published tower, frozen, in eval mode and fp32.
 
-    path: a Hugging Face folder (config.json, model.safetensors; ViTs only), or a .safetensors file
-    under OpenAI's names, alone or as "visual." beside the text tower. Raises FileNotFoundError or
-    ValueError with the names of what is missing, unexpected or misshapen.
+    path: a Hugging Face folder (config.json, model.safetensors), or a .safetensors file in OpenAI's
+    names, the image tower alone or as "visual." beside the text tower. Raises BadInput or OSError
+    with the names of what is missing, unexpected or misshapen.
     """
-    path = Path(path)
-    source, known = weights.read(path), {}
+    path, source = Path(path), weights.read(path)
+    prefix = "visual." if any(name.startswith("visual.") for name in source) else ""
+    kind, rows, config_name, settings = ViT, OPENAI_VIT, "open_clip_config.json", open_clip
     if any(name.startswith("vision_model.") for name in source):
-        table, build = HUGGING_FACE, vit_of
-        known = read_config((path if path.is_dir() else path.parent) / "config.json")
+        rows, config_name, settings = HUGGING_FACE, "config.json", hugging_face
+    elif f"{prefix}layer1.0.conv1.weight" in source:
+        kind, rows = ResNet, OPENAI_RESNET
+    table = [(prefix + row[0], *row[1:]) for row in rows]
+    if prefix:
+        table += OPENAI_TEXT
+    config_path = (path if path.is_dir() else path.parent) / config_name
+    with reading(path):
+        sizes = read_sizes(kind, source, table)
+    if config_path.exists() or path.name.startswith("open_clip"):    # open_clip's always have one
+        with reading(config_path):
+            sizes |= settings(read_json(config_path), sizes)
     else:
-        prefix = "visual." if any(name.startswith("visual.") for name in source) else ""
-        rows, build = ((OPENAI_VIT, vit_of) if f"{prefix}class_embedding" in source else
-                       (OPENAI_RESNET, resnet_of))
-        table = [(prefix + row[0], *row[1:]) for row in rows] + (OPENAI_TEXT if prefix else [])
-    with torch.device("meta"):
-        clip = build(Shapes(source, table, path), **known)
+        with reading(path):
+            sizes |= known(sizes)
+    with reading(path), torch.device("meta"):            # no random numbers that are overwritten
+        clip = kind(**sizes)
     clip.to_empty(device="cpu")
     weights.load(clip, source, table, where=str(path))
     return clip.eval().requires_grad_(False)
 
 
-def vit_of(shapes: Shapes, heads: int = 0, layers: int = 0, **known) -> ViT:
-    width, _, patch, _ = shapes["patch.weight"]
-    heads = heads or width // 64                     # every published tower has heads of 64
-    if heads < 1 or width % heads:
-        raise ValueError(f"{shapes.path}: {heads} heads do not divide a width of {width}; give the "
-                         "right num_attention_heads in config.json.")
-    return ViT(width, layers or shapes.count("blocks.{}.up.bias"), heads, patch,
-               shapes.side() * patch, shapes["project.weight"][0], shapes["blocks.0.up.bias"][0],
-               **known)
+def read_sizes(kind: type, source: weights.Tensors, table: weights.Table) -> dict:
+    """What the shapes of a file's tensors tell: all but heads and activation."""
+    def shape(ours: str) -> tuple[int, ...]:
+        name, _, transposed = weights.to_published(ours, table)
+        assert name in source, f"{name} is missing: give the complete weights of a CLIP image tower"
+        return source.shape(name)[::-1] if transposed else source.shape(name)
+
+    def count(ours: str) -> int:
+        """How many of a numbered list there are: count("blocks.{}.up.bias")"""
+        found = 0
+        while weights.to_published(ours.format(found), table)[0] in source:
+            found += 1
+        return found
+
+    cells = shape("positions")[0] - 1                    # without the class token's
+    grid = round(cells ** 0.5)
+    assert grid * grid == cells, f"{cells} positions of a grid, but that is no square"
+    if kind is ResNet:
+        return dict(width=shape("stages.0.0.conv1.weight")[0], size=32 * grid,
+                    layers=tuple(count(f"stages.{n}.{{}}.conv1.weight") for n in range(4)),
+                    out=shape("attn.o.bias")[0])
+    width, _, patch, _ = shape("patch.weight")
+    return dict(width=width, layers=count("blocks.{}.up.bias"), patch=patch, size=patch * grid,
+                out=shape("project.weight")[0], ffn=shape("blocks.0.up.bias")[0])
 
 
-def resnet_of(shapes: Shapes) -> ResNet:
-    width = shapes["stages.0.0.conv1.weight"][0]
-    layers = tuple(shapes.count(f"stages.{stage}.{{}}.conv1.weight") for stage in range(4))
-    return ResNet(width, layers, max(1, width // 2), shapes.side() * 32, shapes["attn.o.bias"][0])
+# ------------------------------------------------------------------------- heads and activation
+
+def hugging_face(config: dict, sizes: dict) -> dict:
+    """What config.json says of the image tower; a missing field has transformers' own value."""
+    config = config.get("vision_config", config)
+    heads, layers, activation, eps = check(config, {
+        "num_attention_heads?": Number(1, sizes["width"], whole=True),
+        "num_hidden_layers?": Number(1, 999, whole=True), "hidden_act?": set(ACTIVATIONS),
+        "layer_norm_eps?": Number(1e-30, 1)})
+    layers = layers or 12
+    assert layers == sizes["layers"], f"{layers} layers, but the weights have {sizes['layers']}"
+    return dict(heads=heads or 12, activation=activation or "quick_gelu", eps=eps or 1e-5)
 
 
-def read_config(path: Path) -> dict:
-    """What shapes do not tell, as far as a Hugging Face config.json names it."""
-    theirs = {"heads": "num_attention_heads", "layers": "num_hidden_layers",
-              "activation": "hidden_act", "eps": "layer_norm_eps"}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}): download it again.") from None
-    config = config.get("vision_config", config) if isinstance(config, dict) else None
-    if not isinstance(config, dict) or not isinstance(config.get("num_attention_heads", 1), int):
-        raise ValueError(f"{path} is no CLIP config (an object, with an integer for "
-                         "num_attention_heads): download it again.")
-    known = {ours: config[name] for ours, name in theirs.items() if name in config}
-    if known.get("activation", "gelu") not in ACTIVATIONS:
-        raise ValueError(f"{path}: hidden_act {known['activation']!r} is not supported; supported: "
-                         f"{', '.join(ACTIVATIONS)}.")
-    return known
+def open_clip(config: dict, sizes: dict) -> dict:
+    """What open_clip_config.json says of the image tower."""
+    model, = check(config, {"model_cfg": dict})
+    quick, tower = check(model, {"quick_gelu?": bool, "vision_cfg": dict})
+    # Other values of these change the numbers and no tensor's name; None: they must be absent.
+    head_width, *_ = check(tower, {
+        "head_width?": Number(1, sizes["width"], whole=True), "pool_type?": {"tok"},
+        "norm_kwargs?": {None}, "act_kwargs?": {None}})
+    pictures = config.get("preprocess_cfg", {})
+    for field, ours in (("mean", MEAN), ("std", STD)):
+        theirs = pictures.get(field, ours)
+        assert tuple(theirs) == ours, f"{field!r} of the pictures is not CLIP's: {theirs}"
+    if "patch" not in sizes:                             # a ResNet has no activation but ReLU
+        return dict(heads=32 * sizes["width"] // (head_width or 64))
+    return dict(heads=sizes["width"] // (head_width or 64),
+                activation="quick_gelu" if quick else "gelu")
+
+
+def known(sizes: dict) -> dict:
+    """The heads of OpenAI's own towers, which their sizes tell; quick_gelu is a ViT's default."""
+    for preset in PRESETS.values():
+        if sizes.items() <= (preset | {"ffn": 4 * preset["width"]}).items():
+            return dict(heads=preset["heads"])
+    raise ValueError("shapes do not tell the number of heads and the activation: put the model's "
+                     "config.json (Hugging Face) or open_clip_config.json beside it")

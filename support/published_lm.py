@@ -79,7 +79,8 @@ def read_settings(path: Path) -> dict:
         check(fields, {"no_repeat_ngram_size?": COUNT, "early_stopping?": bool})
         for name, neutral in NEUTRAL.items():
             value = fields.get(name, neutral)
-            assert value == neutral, f"{name!r} can only be {neutral} here, not {value}"
+            assert value == neutral, (f"{name!r} is {value!r:.60}, which decoding here does not "
+                                      "follow: take the field out to do without")
     return fields
 
 
@@ -92,8 +93,12 @@ def read_config(folder: str | Path) -> Config:
         fields |= read_settings(generation)
     with reading(path):
         kind, = check(fields, {"model_type": {"t5", "bart"}})
-        fields = (T5_DEFAULTS if kind == "t5" else BART_DEFAULTS) | fields
-        config = t5_config(fields) if kind == "t5" else bart_config(fields)
+        if kind == "t5":
+            fields = T5_DEFAULTS | fields
+            config = t5_config(fields)
+        else:
+            fields = BART_DEFAULTS | fields
+            config = bart_config(fields)
         for name in TOKENS:
             assert fields.get(name, 0) < config.vocab, f"{name!r} is no row of the vocabulary"
         # BART learns to begin its answers with <s>: forcing <s> there changes nothing.

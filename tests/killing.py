@@ -8,7 +8,7 @@ from random import Random
 
 import torch
 
-import clip_encoder
+from support import clips
 from support import features
 from support.features import INDEX
 
@@ -19,9 +19,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def slow_main(module: str, seconds: float, argv: list[str], begun) -> None:
     """The command line, where `module` takes these seconds more to read a picture."""
+    read = clips.decode
+
     def decode(path, size, resize):
         time.sleep(seconds)
-        return clip_encoder.decode(path, size, resize)
+        return read(path, size, resize)
     importlib.import_module(module).decode = decode
     torch.set_num_threads(1)
     begun.set()

@@ -1,6 +1,5 @@
 """t5.py against transformers: files in its layout, the same numbers, the same tokens."""
 import json
-import os
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -13,8 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import model
 import t5
-from support import weights
-from support.published_lm import load_lm, read_config, table
+from support.published_lm import load_lm
 
 transformers.utils.logging.disable_progress_bar()
 transformers.logging.set_verbosity_error()
@@ -29,21 +27,20 @@ def t5_config(**other):
 
 
 def bart_config(**other):
-    sizes = {f"{s}_{k}": v for s in ("encoder", "decoder")
-             for k, v in (("ffn_dim", 48), ("attention_heads", 4))}
     return transformers.BartConfig(**dict(
-        vocab_size=VOCAB, d_model=32, encoder_layers=2, decoder_layers=3, **sizes,
-        max_position_embeddings=64, attention_dropout=0.1, activation_dropout=0.1) | other)
+        vocab_size=VOCAB, d_model=32, encoder_layers=2, decoder_layers=3,
+        encoder_ffn_dim=48, decoder_ffn_dim=48, encoder_attention_heads=4,
+        decoder_attention_heads=4, max_position_embeddings=64) | other)
 
 
 def build(config, folder, dtype=torch.float32, **save):
-    name = "T5" if config.model_type == "t5" else "Bart"
-    m = getattr(transformers, f"{name}ForConditionalGeneration")(config)
-    m = tiny.randomize(m).to(dtype)
+    kind = transformers.BartForConditionalGeneration
+    if config.model_type == "t5":
+        kind = transformers.T5ForConditionalGeneration
+    theirs = tiny.randomize(kind(config)).to(dtype)
     with torch.no_grad():
-        m.get_output_embeddings().weight[config.eos_token_id] *= 3             # some answers end
-    m.save_pretrained(folder, **save)
-    return m
+        theirs.get_output_embeddings().weight[config.eos_token_id] *= 3        # some answers end
+    theirs.save_pretrained(folder, **save)
 
 
 def edit_config(folder, **changes):
@@ -55,30 +52,24 @@ def edit_config(folder, **changes):
 
 def edit_weights(folder, change):
     path = folder / "model.safetensors"
-    w = load_file(path)
-    change(w)
-    save_file(w, path, {"format": "pt"})
-
-
-def own_head(folder):
-    """As Google's T5 v1.1 and Flan are published: a head of its own, a left-over table."""
-    law = torch.Generator().manual_seed(1)
-    head = torch.randn(VOCAB, 32, generator=law) * 0.2
-    head[1] *= 3
-    edit_weights(folder, lambda w: w.update({"lm_head.weight": head}))
-
-
-def flan(folder):
-    build(t5_config(feed_forward_proj="gated-gelu", tie_word_embeddings=False), folder)
-    own_head(folder)
-    edit_config(folder, tie_word_embeddings=False, scale_decoder_outputs=...)
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, {"format": "pt"})
 
 
 def flan_resaved(folder):
-    """transformers 5 writes tie_word_embeddings true for it."""
+    """T5 v1.1 with its own head, as transformers 5 writes it: tie_word_embeddings is true."""
     build(t5_config(feed_forward_proj="gated-gelu", tie_word_embeddings=False), folder)
-    own_head(folder)
+    head = torch.randn(VOCAB, 32, generator=torch.Generator().manual_seed(1)) * 0.2
+    head[1] *= 3
+    edit_weights(folder, lambda w: w.update({"lm_head.weight": head}))
     assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is True
+
+
+def flan(folder):
+    """As Google published v1.1 and Flan."""
+    flan_resaved(folder)
+    edit_config(folder, tie_word_embeddings=False, scale_decoder_outputs=...)
 
 
 def left_over(folder):
@@ -180,19 +171,6 @@ def test_same_numbers(published, name):
     ours.zero_grad()
 
 
-def test_config_is_read_in_full(published, tmp_path):
-    config = published("bart")[2].config
-    assert (config.pad, config.bos, config.eos, config.start) == (1, 0, 2, 2)
-    flan(tmp_path)
-    edit_config(tmp_path, dropout_rate=0.3, layer_norm_epsilon=1e-3, early_stopping=None)
-    (tmp_path / "generation_config.json").write_text(
-        json.dumps({"no_repeat_ngram_size": 3, "eos_token_id": None}))
-    c = read_config(tmp_path)
-    assert (c.dropout, c.eps, c.no_repeat_ngram, c.early_stopping) == (0.3, 1e-3, 3, False)
-    assert (c.layers, c.d_kv, c.gated, c.tied, c.eos) == ((2, 3), 6, True, False, 1)
-    assert load_lm(tmp_path, dropout=0.0).config.dropout == 0
-
-
 @pytest.mark.parametrize("buckets, max_distance", [(32, 128), (8, 20), (16, 64)])
 @pytest.mark.parametrize("both_ways", [True, False])
 def test_relative_bucket(both_ways, buckets, max_distance):
@@ -268,14 +246,13 @@ def test_step_by_step_is_the_full_forward(published, name):
         parts = [ours.decode(target[:, :3], mask, cache)]
         parts += [ours.decode(target[:, i:i + 1], mask, cache) for i in range(3, 24)]
     torch.testing.assert_close(torch.cat(parts, 1), full, atol=1e-5, rtol=1e-5)
-    with pytest.raises(ValueError, match="one token at a time"):
+    with pytest.raises(AssertionError, match="one token at a time"):
         ours.decode(target[:, :2], mask, cache)
 
 
 # ------------------------------------------------------------------------------------ precision
 
 def test_half_precision(published):
-    folder, _, _ = published("t5")
     for name in ("t5", "flan", "bart"):
         folder, theirs, ours = published(name)
         low = load_lm(folder).bfloat16()
@@ -285,108 +262,28 @@ def test_half_precision(published):
         assert (logits - exact).abs().mean() < 0.1 * exact.std()
 
 
-# ------------------------------------------------------------------------------------ bad files
-
-BAD_CONFIGS = {
-    r"config.json: model_type is 'gpt2'; known are 't5', 'bart'": ("t5", {"model_type": "gpt2"}),
-    r"config.json: model_type is 'mbart'": ("bart", {"model_type": "mbart"}),
-    r"config.json: model_type is None": ("t5", {"model_type": ...}),
-    r"config.json has no field 'd_kv'": ("t5", {"d_kv": ...}),
-    r"config.json has no field 'encoder_ffn_dim'": ("bart", {"encoder_ffn_dim": ...}),
-    r"config.json: scale_embedding is True": ("bart", {"scale_embedding": True}),
-    r"config.json: normalize_before is True": ("bart", {"normalize_before": True}),
-    r"config.json: activation_function is 'swish'": ("bart", {"activation_function": "swish"}),
-    r"config.json: feed_forward_proj is 'gated-silu'": ("t5", {"feed_forward_proj": "gated-silu"}),
-    r"config.json: encoder_ffn_dim and decoder_ffn_dim differ": ("bart", {"decoder_ffn_dim": 40}),
-    # of the right form, but not this file's: the tensors tell
-    r"missing: .*encoder.layers.2": ("bart", {"encoder_layers": 3}),
-    r"unexpected: .*block.1": ("t5", {"num_layers": 1}),
-    r"not fitting: .*shared.weight \(80, 32\) for \(81, 32\)": ("t5", {"vocab_size": 81}),
-}
-
-
-@pytest.mark.parametrize("message", BAD_CONFIGS)
-def test_bad_config(published, tmp_path, message):
-    name, changes = BAD_CONFIGS[message]
-    copy_folder(published(name)[0], tmp_path)
-    edit_config(tmp_path, **changes)
-    with pytest.raises(ValueError, match=message):
-        load_lm(tmp_path)
-
-
-def copy_folder(source, target):
-    for path in source.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-
-
-def mangle(name, content):
-    return lambda folder: (folder / name).write_bytes(content)
-
-
-NAME = "encoder.block.1.layer.0.SelfAttention.q.weight"
-BAD_FILES = {
-    r"config.json is missing": lambda f: os.remove(f / "config.json"),
-    r"config.json is not valid JSON": mangle("config.json", b'{"model_type": "t5",'),
-    r"config.json holds no JSON object": mangle("config.json", b"[]"),
-    r"generation_config.json is not valid JSON": mangle("generation_config.json", b"\xff"),
-    r"holds neither model.safetensors nor": lambda f: os.remove(f / "model.safetensors"),
-    r"model.safetensors is truncated": lambda f: os.truncate(f / "model.safetensors", 5000),
-    rf"missing: {NAME}": lambda f: edit_weights(f, lambda w: w.pop(NAME)),
-    rf"not fitting: {NAME} \(24, 30\) for \(24, 32\)":
-        lambda f: edit_weights(f, lambda w: w.update({NAME: torch.zeros(24, 30)})),
-    r"unexpected: encoder.extra": lambda f: edit_weights(
-        f, lambda w: w.update({"encoder.extra": torch.zeros(1)})),
-    r"lm_head.weight differs from its copy|differs from its copy lm_head.weight":
-        lambda f: edit_weights(f, lambda w: w.update({"lm_head.weight": torch.ones(VOCAB, 32)})),
-}
-
-
-@pytest.mark.parametrize("message", BAD_FILES)
-def test_bad_file(published, tmp_path, message):
-    copy_folder(published("t5")[0], tmp_path)
-    BAD_FILES[message](tmp_path)
-    with pytest.raises((ValueError, FileNotFoundError), match=message) as error:
-        load_lm(tmp_path)
-    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
-
-
 def test_text_longer_than_the_positions(published):
     ours = published("bart")[2]
     assert ours.encode(texts(1, 1, 64))[0].isfinite().all()
-    with pytest.raises(ValueError, match="65 tokens, but this model has 64 positions"):
+    with pytest.raises(AssertionError, match="65 tokens, but this model has 64 positions"):
         ours.encode(texts(1, 1, 65))
 
 
 # ------------------------------------------------------------------------------------ sizes
 
-SIZES = {"t5-small": (512, 8, 2048, 6), "t5-base": (768, 12, 3072, 12),
-         "t5-large": (1024, 16, 4096, 24), "t5-v1_1-small": (512, 6, 1024, 8),
-         "t5-v1_1-base": (768, 12, 2048, 12), "t5-v1_1-large": (1024, 16, 2816, 24),
-         "bart-base": (768, 12, 3072, 6), "bart-large": (1024, 16, 4096, 12)}
+SIZES = {                                                # parameters, heads
+    "bart-base": (139_420_416, 12), "bart-large": (406_291_456, 16),
+    "t5-small": (60_506_624, 8), "t5-base": (222_903_552, 12), "t5-large": (737_668_096, 16),
+    "t5-v1_1-small": (76_961_152, 6), "t5-v1_1-base": (247_577_856, 12),
+    "t5-v1_1-large": (783_150_080, 16)}
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", t5.PRESETS)
 def test_preset_size(name):
-    d, heads, ffn, layers = SIZES[name]
-    gated = {}
-    if "v1_1" in name:
-        gated = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
     with torch.device("meta"):
-        if name.startswith("bart"):
-            theirs = transformers.BartForConditionalGeneration(transformers.BartConfig(
-                d_model=d, encoder_layers=layers, decoder_layers=layers, **{
-                    f"{s}_{k}": v for s in ("encoder", "decoder")
-                    for k, v in (("ffn_dim", ffn), ("attention_heads", heads))}))
-        else:
-            theirs = transformers.T5ForConditionalGeneration(transformers.T5Config(
-                d_model=d, num_heads=heads, d_ff=ffn, num_layers=layers, **gated))
-        ours = t5.EncoderDecoder(t5.PRESETS[name])
-    # transformers 5 builds every T5 tied, and unties v1.1's head when a file brings one.
-    count = theirs.num_parameters() + bool(gated) * theirs.lm_head.weight.numel()
-    assert sum(p.numel() for p in ours.parameters()) == count
-    assert name != "bart-base" or count == 139_420_416
-    if gated:
-        assert t5.PRESETS[name.replace("t5-v1_1", "flan-t5")] == t5.PRESETS[name]
+        model = t5.EncoderDecoder(t5.PRESETS[name])
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert (count, model.config.heads) == SIZES[name.replace("flan-t5", "t5-v1_1")]
 
 
 # ------------------------------------------------------------------------------------ new rows
@@ -406,24 +303,3 @@ def test_resize(published, name):
     torch.testing.assert_close(logits[..., :VOCAB], published(name)[2](ids, labels))
     std = a.shared.weight[VOCAB:].std().item()
     assert abs(std - (1.0 if a.config.rms else 0.02)) < 0.1 * std
-
-
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_published_names_round_trip(kind, tmp_path):
-    """Saved under published names by weights.py, transformers reads every tensor."""
-    c = tiny.config(kind)
-    ours = tiny.randomize(t5.EncoderDecoder(c)).eval()
-    rows = table(c, "model." if kind == "bart" else "")
-    weights.write(tmp_path / "model.safetensors", weights.published(ours, rows),
-                  {"format": "pt"})
-    config = (bart_config if kind == "bart" else t5_config)(**{
-        "decoder_layers" if kind == "bart" else "num_decoder_layers": 2})
-    config.save_pretrained(tmp_path)
-    name = "Bart" if kind == "bart" else "T5"
-    theirs, info = getattr(transformers, f"{name}ForConditionalGeneration").from_pretrained(
-        tmp_path, output_loading_info=True)
-    assert not any(info.values()), info
-    ids, labels = texts(c.pad), texts(-100, length=9)
-    out = theirs.eval()(input_ids=ids, attention_mask=ids != c.pad,
-                        decoder_input_ids=ours.shift_right(labels))
-    torch.testing.assert_close(ours(ids, labels), out.logits, atol=1e-5, rtol=1e-5)
