@@ -392,7 +392,7 @@ def test_words_of_the_shipped_model(many, tmp_path):
     """Every text is short enough for the model that reads clips, and every word is a token."""
     if not (LM / "vocab.json").exists():
         pytest.skip(f"{LM.name} is not there yet: the lengths of texts are not checked")
-    tok = tokenizer.load(LM)
+    tok = tokenizer.load_tokenizer(LM)
     moving.build(tmp_path / "video", 100, 2, draw=False)
     for example in (x for task in SOURCE for split in SPLITS.values()
                     for x in data.load(task, split, tmp_path)):

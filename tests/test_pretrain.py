@@ -28,7 +28,7 @@ def test_all_weights_are_small():
 @pytest.mark.parametrize("kind", LMS)
 def test_the_world_is_in_the_vocabulary(kind):
     """Every word is one token, nothing is unknown, and decoding gives the text back."""
-    tok, r = tokenizer.load(folder(kind)), Random(3)
+    tok, r = tokenizer.load_tokenizer(folder(kind)), Random(3)
     for task in world.TASKS:
         for _ in range(200):
             item = world.example(task, r, True)
@@ -44,7 +44,7 @@ def test_transformers_reads_the_same_model(kind):
     theirs = (transformers.T5ForConditionalGeneration if kind == "t5" else
               transformers.BartForConditionalGeneration)
     theirs = theirs.from_pretrained(folder(kind)).float().eval()
-    ours, tok = load_lm(folder(kind)), tokenizer.load(folder(kind))
+    ours, tok = load_lm(folder(kind)), tokenizer.load_tokenizer(folder(kind))
     ids = tok.batch(["vqa: is there a red star? scene: top large red star", "list: scene: left"])
     labels = tok.batch(["yes", "top large red star"])
     with torch.no_grad():

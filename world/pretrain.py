@@ -408,7 +408,7 @@ class Reader:
     """World items as ids."""
 
     def __init__(self, folder: Path, clips: Clips | None = None):
-        self.tok, self.clips, self.easy = tokenizer.load(folder), clips, 0.0
+        self.tok, self.clips, self.easy = tokenizer.load_tokenizer(folder), clips, 0.0
         self.mask = self.tok.ids.get("<mask>", self.tok.unk_id)
 
     @lru_cache(maxsize=1 << 16)                              # noqa: B019 (one reader a run)
@@ -543,7 +543,7 @@ def lm_config(kind: str, vocab: int, positions: int = SHORT_TEXT) -> t5.Config:
 @torch.no_grad()
 def go_on(model, tok, folder: Path) -> None:
     """Begins with an older model, which knows some of the words and of the positions."""
-    before, known = dict(load_lm(folder).named_parameters()), tokenizer.load(folder).ids
+    before, known = dict(load_lm(folder).named_parameters()), tokenizer.load_tokenizer(folder).ids
     rows = [(i, known[token]) for token, i in tok.ids.items() if token in known]
     new, old = map(torch.tensor, zip(*rows))
     for name, p in model.named_parameters():
