@@ -1,23 +1,31 @@
 """How good is an answer?
 
-One table: METRICS maps a task to a function (predictions, examples) -> {name: score}. The first
-score is the headline of the papers' tables, and every score is reported times 100.
+A metric is a function (predictions, examples) -> {name: score}: every score times 100, the headline
+of the papers' tables first. data.py's TASKS says which task is scored by which.
 
-* vqa      soft accuracy: how many of ten people gave this answer (VQA, arXiv 1505.00468)
-* gqa      exact match (GQA, arXiv 1902.09506); tvqa and how2qa, whose answers are "a0" .. "a4", too
-* nlvr     accuracy, and consistency over all picture pairs of a sentence (arXiv 1811.00491)
-* caption  CIDEr-D (arXiv 1411.5726): tf-idf weighted n-grams shared with five people's captions;
-           BLEU-1..4 (Papineni et al., ACL 2002); ROUGE-L (Lin, ACL 2004). tvc and yc2c too
+* vqa          soft accuracy: how many of ten people gave this answer (VQA, arXiv 1505.00468)
+* exact_match  the share of right answers (GQA, arXiv 1902.09506; TVQA and How2QA, "a0" .. "a4")
+* nlvr         accuracy, and consistency over all picture pairs of a sentence (arXiv 1811.00491)
+* caption      CIDEr-D (arXiv 1411.5726): n-grams shared with five people's captions, rare ones
+               weigh more; BLEU-1..4 (Papineni et al., ACL 2002); ROUGE-L (Lin, ACL 2004)
 
 An example is anything with `.id`, `.targets` {answer: soft score} and `.references` (raw answers or
-captions, or None), which is what data.py makes.
+captions, or None), which is what data.py makes. There is one prediction for each, and at least one.
 
     python -m pytest tests/test_metrics.py
 """
-
 import math
 import re
 from collections import Counter, defaultdict
+from collections.abc import Callable
+
+from support.gate import BadInput
+
+
+def mean(scores: list[float]) -> float:
+    """The mean, times 100, as scores are reported."""
+    return 100.0 * sum(scores) / len(scores)
+
 
 # ------------------------------------------------------------------------------------- vqa answers
 
@@ -36,7 +44,9 @@ where^ve who^d who^d've who'd^ve who^ll who^s who^ve why^ll why^re why^s won^t w
 wouldn^t've wouldn't^ve y^all y^all'll y'all^ll y^all'd've y'all^d've y'all'd^ve you^d you^d've
 you'd^ve you^ll you^re you^ve
 """
-CONTRACTIONS = {w.replace("^", ""): w.replace("^", "'") for w in APOSTROPHES.split()}
+CONTRACTIONS = {}
+for word in APOSTROPHES.split():
+    CONTRACTIONS[word.replace("^", "")] = word.replace("^", "'")
 CONTRACTIONS["somebody'd"] = "somebodyd"  # the official table's one slip; scores depend on it
 NUMBERS = "zero one two three four five six seven eight nine ten".split()
 DIGITS = {"none": "0"} | {word: str(i) for i, word in enumerate(NUMBERS)}
@@ -56,6 +66,7 @@ def strip_punctuation(text: str) -> str:
     out = text
     for mark in MARKS:
         if mark in text:
+            # One occurrence at the edge of a word decides for all of them.
             edge = mark + " " in text or " " + mark in text
             out = out.replace(mark, "" if edge or numeral else " ")
     # 32: the official script passes a regular expression flag where the count belongs.
@@ -65,8 +76,12 @@ def strip_punctuation(text: str) -> str:
 def normalize_answer(text: str) -> str:
     """A predicted answer as the VQA metric compares it: "The red one." -> "red 1"."""
     text = strip_punctuation(text.replace("\n", " ").replace("\t", " ").strip())
-    words = (DIGITS.get(word, word) for word in text.lower().split())
-    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+    words = []
+    for word in text.lower().split():
+        word = DIGITS.get(word, word)
+        if word not in ARTICLES:
+            words.append(CONTRACTIONS.get(word, word))
+    return " ".join(words)
 
 
 def vqa_accuracy(prediction: str, answers: list[str]) -> float:
@@ -80,25 +95,33 @@ def vqa_accuracy(prediction: str, answers: list[str]) -> float:
     if len(set(answers)) > 1:
         answers = [strip_punctuation(answer) for answer in answers]
     matches = sum(answer == prediction for answer in answers)
+    # Without an annotator who agrees there is one match less: (10,) numbers of matches.
     left_out = [matches - (answer == prediction) for answer in answers]
     return sum(min(1.0, rest / 3) for rest in left_out) / len(answers)
 
 
 def vqa(predictions: list[str], examples: list) -> dict[str, float]:
     """Soft accuracy from the raw answers; from the labels' soft scores where there are none."""
-    scores = [
-        vqa_accuracy(p, ex.references) if ex.references else ex.targets.get(p.strip(), 0.0)
-        for p, ex in zip(predictions, examples)
-    ]
+    scores = []
+    for prediction, example in zip(predictions, examples):
+        if example.references:
+            scores.append(vqa_accuracy(prediction, example.references))
+        else:
+            scores.append(example.targets.get(prediction.strip(), 0.0))
     return {"accuracy": mean(scores)}
 
 
 # ---------------------------------------------------------------------------- exact match and nlvr
 
+def right(predictions: list[str], examples: list) -> list[bool]:
+    """Which predictions are the answer, letter by letter."""
+    pairs = zip(predictions, examples)
+    return [prediction.strip() in example.targets for prediction, example in pairs]
+
 
 def exact_match(predictions: list[str], examples: list) -> dict[str, float]:
-    """The share of predictions that are the answer, letter by letter."""
-    return {"accuracy": mean([p.strip() in ex.targets for p, ex in zip(predictions, examples)])}
+    """The share of predictions that are the answer."""
+    return {"accuracy": mean(right(predictions, examples))}
 
 
 def nlvr(predictions: list[str], examples: list) -> dict[str, float]:
@@ -107,12 +130,13 @@ def nlvr(predictions: list[str], examples: list) -> dict[str, float]:
     An identifier is split-set-pair-sentence ("dev-850-0-1"): blanking the pair, its third field,
     leaves what the examples of one sentence share.
     """
-    right = [p.strip() in ex.targets for p, ex in zip(predictions, examples)]
     sentences = defaultdict(list)
-    for ok, ex in zip(right, examples):
-        fields = str(ex.id).split("-")
-        sentences["-".join(fields[:2] + [""] + fields[3:])].append(ok)
-    return {"accuracy": mean(right), "consistency": mean([all(s) for s in sentences.values()])}
+    hits = right(predictions, examples)
+    for hit, example in zip(hits, examples):
+        fields = str(example.id).split("-")
+        fields[2:3] = [""]
+        sentences["-".join(fields)].append(hit)
+    return {"accuracy": mean(hits), "consistency": mean([all(hit) for hit in sentences.values()])}
 
 
 # ---------------------------------------------------------------------------------------- captions
@@ -135,7 +159,9 @@ A An The One Some Many There This That These It He She They We You In At As But 
 After Here What Her Their Our Other Then Now However
 """
 L, A, Q = r"[^\W\d_]", r"[^\W_]", "['’]"  # a letter, a letter or digit, an apostrophe
-ABBREVIATION, PLACE, OPENER = ("|".join(s.split()) for s in (ABBREVIATIONS, PLACES, OPENERS))
+ABBREVIATION = "|".join(ABBREVIATIONS.split())
+PLACE = "|".join(PLACES.split())
+OPENER = "|".join(OPENERS.split())
 TOKEN = re.compile(
     rf"""
       (?: can(?=not\b) | (?:gon|wan)(?=na\b) | got(?=ta\b) | (?:gim|lem)(?=me\b) )
@@ -169,20 +195,40 @@ SAME = str.maketrans(
 )
 # Brackets leave tokens: coco-caption means to drop -LRB- but has lower-cased it by then.
 RENAMED = dict(zip("()[]{}£€¢", "-lrb- -rrb- -lsb- -rsb- -lcb- -rcb- # $ cents".split()))
+SIGMA = 6.0                          # of CIDEr-D's penalty on a length that differs, in words
+BETA = 1.2                           # of ROUGE-L: how much more recall counts than precision
 DROPPED = set("'’\"`.,:;-!?")
 
 
 def tokenize_caption(text: str) -> list[str]:
     """Lower-cased Penn Treebank words without punctuation, as coco-caption counts them."""
-    text = CLITIC.sub("'", text.translate(SAME))
-    words = [RENAMED.get(w, w.lower()) for w in TOKEN.findall(text)]
-    return [w for w in words if w not in DROPPED and w[:2] not in ("--", "..")]
+    text = CLITIC.sub("'", text.translate(SAME))            # typographic signs -> typewriter's
+    words = []
+    for token in TOKEN.findall(text):
+        word = RENAMED.get(token, token.lower())
+        if word not in DROPPED and word[:2] not in ("--", ".."):
+            words.append(word)
+    return words
 
 
 def ngrams(words: list[str]) -> Counter:
     """How often each 1- to 4-gram occurs: {("a", "red"): 1, ...}."""
-    counts = range(1, 5)
-    return Counter(tuple(words[i : i + n]) for n in counts for i in range(len(words) - n + 1))
+    counts: Counter = Counter()
+    for n in range(1, 5):                                   # a window of n words slides along
+        counts.update(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    return counts
+
+
+def tf_idf(counts: Counter, idf: Callable[[tuple], float]) -> list[dict]:
+    """A caption as four vectors, g_1 .. g_4 in `cider`: n-gram -> count * idf."""
+    vectors: list[dict] = [{}, {}, {}, {}]
+    for gram, count in counts.items():
+        vectors[len(gram) - 1][gram] = count * idf(gram)
+    return vectors
+
+
+def norm(vector: dict) -> float:
+    return math.sqrt(sum(weight * weight for weight in vector.values()))
 
 
 def cider(predictions: list[list[str]], references: list[list[list[str]]]) -> list[float]:
@@ -197,29 +243,33 @@ def cider(predictions: list[list[str]], references: list[list[list[str]]]) -> li
                                                                           |p_n| |r_n|
     with sigma = 6. The min keeps a caption from scoring by repeating a good word.
     """
-    ref_counts = [[ngrams(words) for words in captions] for captions in references]
-    pictures = Counter(gram for counts in ref_counts for gram in set().union(*counts))
+    # The references are the corpus. How many pictures have a caption that holds an n-gram?
+    ref_counts, pictures = [], Counter()
+    for captions in references:
+        counts = [ngrams(caption) for caption in captions]
+        ref_counts.append(counts)
+        pictures.update(set().union(*counts))
     log_total = math.log(max(1, len(references)))
 
-    def vector(counts: Counter):
-        weights: list[dict] = [{}, {}, {}, {}]
-        for gram, count in counts.items():
-            weights[len(gram) - 1][gram] = count * (log_total - math.log(max(1, pictures[gram])))
-        norms = [math.sqrt(sum(w * w for w in ws.values())) for ws in weights]
-        length = sum(count for gram, count in counts.items() if len(gram) == 1)
-        return weights, norms, length
+    def idf(gram: tuple) -> float:
+        return log_total - math.log(max(1, pictures[gram]))  # in no reference: as if in one
 
     scores = []
-    for words, counts in zip(predictions, ref_counts):
-        p, p_norms, p_length = vector(ngrams(words))
-        total = 0.0
-        for r, r_norms, r_length in map(vector, counts):
-            penalty = math.exp(-((p_length - r_length) ** 2) / (2 * 6.0**2))
+    for words, captions, counts in zip(predictions, references, ref_counts):
+        p = tf_idf(ngrams(words), idf)                      # p[n - 1] is the formula's p_n
+        total = 0.0                                         # over references and n
+        for caption, count in zip(captions, counts):
+            r = tf_idf(count, idf)
+            # A Gaussian of the difference in length: saying more does not pay.
+            penalty = math.exp(-((len(words) - len(caption)) ** 2) / (2 * SIGMA**2))
             for n in range(4):
-                dot = sum(min(w, r[n][g]) * r[n][g] for g, w in p[n].items() if g in r[n])
-                norm = p_norms[n] * r_norms[n]
-                total += penalty * dot / norm / 4 if norm else 0.0
-        scores.append(10 * total / len(counts))
+                # p . r, but a word counts at most as often as the reference says it.
+                shared = [gram for gram in p[n] if gram in r[n]]
+                dot = sum(min(p[n][gram], r[n][gram]) * r[n][gram] for gram in shared)
+                norms = norm(p[n]) * norm(r[n])
+                if norms:                                   # else nothing is shared that counts
+                    total += penalty * dot / norms / 4
+        scores.append(10 * total / len(captions))
     return scores
 
 
@@ -232,29 +282,35 @@ def bleu(predictions: list[list[str]], references: list[list[list[str]]]) -> lis
 
         BLEU-n = min(1, exp(1 - r / c)) (p_1 p_2 ... p_n)^(1/n)
     """
-    hits, total = [1e-15] * 4, [1e-9] * 4  # instead of 0, as in coco-caption: nothing divides by 0
+    # p_n = hits / total. Tiny numbers instead of 0, as in coco-caption: nothing divides by 0.
+    hits, total = [1e-15] * 4, [1e-9] * 4
     c, r = 1e-15, 1e-9
     for words, captions in zip(predictions, references):
-        counts, most = ngrams(words), Counter()
+        most = Counter()                                    # n-gram -> its most in one reference
         for ref in captions:
             most |= ngrams(ref)
-        for gram, count in counts.items():
+        for gram, count in ngrams(words).items():
             hits[len(gram) - 1] += min(count, most[gram])
             total[len(gram) - 1] += count
         c += len(words)
-        r += min((abs(len(ref) - len(words)), len(ref)) for ref in captions)[1]
-    brevity = min(1.0, math.exp(1 - r / c))
+        # The closest length; of two as close, the shorter one.
+        _, closest = min((abs(len(ref) - len(words)), len(ref)) for ref in captions)
+        r += closest
+    brevity = min(1.0, math.exp(1 - r / c))                 # saying little is no way to be right
     precisions = [hit / count for hit, count in zip(hits, total)]
     return [brevity * math.prod(precisions[:n]) ** (1 / n) for n in (1, 2, 3, 4)]
 
 
 def common(a: list[str], b: list[str]) -> int:
     """The length of the longest sequence of words that a and b share in order, gaps allowed."""
-    row = [0] * (len(b) + 1)
+    row = [0] * (len(b) + 1)                                # of a so far and the first j words of b
     for word in a:
         above, row = row, [0]
         for j, other in enumerate(b):
-            row.append(above[j] + 1 if word == other else max(above[j + 1], row[j]))
+            if word == other:
+                row.append(above[j] + 1)                    # both end in this word
+            else:
+                row.append(max(above[j + 1], row[j]))       # one of them without its last word
     return row[-1]
 
 
@@ -270,56 +326,30 @@ def rouge_l(predictions: list[list[str]], references: list[list[list[str]]]) -> 
     scores = []
     for words, captions in zip(predictions, references):
         # An empty caption is one empty word, as in coco-caption.
-        p, refs = words or [""], [ref or [""] for ref in captions]
-        shared = [common(p, ref) for ref in refs]
-        precision = max(shared) / len(p)
-        recall = max(n / len(ref) for n, ref in zip(shared, refs))
-        weighted = recall + 1.2**2 * precision
-        scores.append((1 + 1.2**2) * precision * recall / weighted if weighted else 0.0)
+        p = words or [""]
+        refs = [ref or [""] for ref in captions]
+        lcs = [common(p, ref) for ref in refs]
+        # The best reference for each, which may be two different ones.
+        precision = max(lcs) / len(p)
+        recall = max(shared / len(ref) for shared, ref in zip(lcs, refs))
+        weighted = recall + BETA**2 * precision
+        scores.append((1 + BETA**2) * precision * recall / weighted if weighted else 0.0)
     return scores
 
 
 def caption(predictions: list[str], examples: list) -> dict[str, float]:
-    """CIDEr-D, BLEU-1..4 and ROUGE-L of a split; its own references are the idf corpus."""
-    for ex in examples:
-        if not ex.references:
-            raise ValueError(f"caption {ex.id!r} has no reference captions to be scored against.")
-    words = [tokenize_caption(p) for p in predictions]
-    references = [[tokenize_caption(r) for r in ex.references] for ex in examples]
-    scores = {"cider": mean(cider(words, references))}
-    scores |= {f"bleu{n}": 100.0 * b for n, b in enumerate(bleu(words, references), 1)}
-    return scores | {"rouge_l": mean(rouge_l(words, references))}
+    """CIDEr-D, BLEU-1..4 and ROUGE-L of a split; its own references are the idf corpus.
 
-
-# --------------------------------------------------------------------------------------- the table
-
-METRICS = {
-    "vqa": vqa,
-    "gqa": exact_match,
-    "nlvr": nlvr,
-    "caption": caption,
-    "tvqa": exact_match,
-    "how2qa": exact_match,
-    "tvc": caption,
-    "yc2c": caption,
-}
-
-
-def mean(scores: list[float]) -> float:
-    """The mean, times 100, as scores are reported."""
-    return 100.0 * sum(scores) / len(scores)
-
-
-def score(task: str, predictions: list[str], examples: list) -> dict[str, float]:
-    """Named scores (x100) of one task's predictions, the headline first.
-
-    Raises ValueError for an unknown task, no examples, or not one prediction an example.
+    BadInput names an example without references.
     """
-    if task not in METRICS:
-        raise ValueError(f"no metric for task {task!r}; there are metrics for {list(METRICS)}.")
-    if not examples or len(predictions) != len(examples):
-        raise ValueError(
-            f"{task}: {len(predictions)} predictions for {len(examples)} examples; "
-            "scoring needs one prediction for each example, and at least one."
-        )
-    return METRICS[task](predictions, examples)
+    words = [tokenize_caption(prediction) for prediction in predictions]
+    references = []
+    for example in examples:
+        if not example.references:
+            raise BadInput(f"caption {example.id!r} has no reference captions to be scored against")
+        references.append([tokenize_caption(reference) for reference in example.references])
+    scores = {"cider": mean(cider(words, references))}
+    for n, score in enumerate(bleu(words, references), 1):
+        scores[f"bleu{n}"] = 100.0 * score
+    scores["rouge_l"] = mean(rouge_l(words, references))
+    return scores

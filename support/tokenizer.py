@@ -46,6 +46,7 @@ class Added:
 
     def __init__(self, tokens: dict[str, dict]):
         self.tokens = tokens
+        # `re` takes the first alternative that fits, so the longest stands first.
         longest_first = sorted(map(re.escape, filter(None, tokens)), key=len, reverse=True)
         self.pattern = re.compile("|".join(longest_first) or "(?!)")      # (?!) is found nowhere
 
@@ -76,8 +77,8 @@ class Tokenizer:
     def __init__(self, spec: dict, vocab: dict[str, int]):
         self.normalize = normalizer(spec.get("normalizer"))
         typed, late = {}, {}
-        self.special = set()
-        self.ids = dict(vocab)
+        self.special = set()                           # left out when ids become text
+        self.ids = dict(vocab)                         # token -> id
         for token in spec.get("added_tokens") or []:
             text, _, _ = check(token, {"content": str, "id": int, "single_word?": {False}})
             self.ids[text] = token["id"]
@@ -89,15 +90,16 @@ class Tokenizer:
             else:
                 typed[text] = token
         self.typed, self.late = Added(typed), Added(late)
-        self.tokens = {i: text for text, i in self.ids.items()}
+        self.tokens = {i: text for text, i in self.ids.items()}       # id -> token
         self.tokens |= {token["id"]: text for text, token in late.items()}
         assert all(type(i) is int and i >= 0 for i in self.tokens), "an id is no whole number >= 0"
         missing = {*self.FRAME, "<pad>", "<unk>"} - {"A"} - self.ids.keys()
         assert not missing, f"the vocabulary lacks {' '.join(sorted(missing))}"
         self.pad_id, self.eos_id, self.unk_id = (self.ids[t] for t in ("<pad>", "</s>", "<unk>"))
         self.bos_id = self.ids["<s>"] if "<s>" in self.FRAME else None
-        self.segment = lru_cache(CACHE)(self.segment)
+        self.segment = lru_cache(CACHE)(self.segment)  # a word seen before costs one look-up
 
+        # What the file says stands around a text must be what encode puts there.
         post = spec.get("post_processor") or {}
         check(post, {"type?": {"RobertaProcessing", "TemplateProcessing"}})
         if "cls" in post:
@@ -117,6 +119,7 @@ class Tokenizer:
         """
         text.encode()
         ids: list[int] = []
+        # Added tokens are cut out first, so that nothing normalises or splits them.
         for typed, typed_ids in self.typed.split(text):
             for part, late_ids in self.late.split(self.normalize(typed)):
                 for word in self.words(part):
@@ -170,8 +173,8 @@ class Unigram(Tokenizer):
             self.scores[piece], self.piece_ids[piece] = score, i
         super().__init__(spec, self.piece_ids)
         self.unk_id = self.ids[model["vocab"][model["unk_id"]][0]]
-        self.unknown = min(self.scores.values()) - UNKNOWN_PENALTY
-        self.longest = max(map(len, self.scores))
+        self.unknown = min(self.scores.values()) - UNKNOWN_PENALTY    # of a character unheard of
+        self.longest = max(map(len, self.scores))      # Viterbi need not look further
 
         first = spec["pre_tokenizer"]
         steps = first["pretokenizers"] if first["type"] == "Sequence" else [first]
@@ -181,8 +184,8 @@ class Unigram(Tokenizer):
         for record in (steps[-1], spec.get("decoder") or {}):
             check(record, {"type?": {"Metaspace"}, "replacement?": {SPACE},
                            "prepend_scheme?": {"always"}, "add_prefix_space?": {True}})
-        self.white_splits = len(kinds) == 2
-        self.splits = steps[-1].get("split", True)
+        self.white_splits = len(kinds) == 2            # any white space ends a word, not just " "
+        self.splits = steps[-1].get("split", True)     # if not, pieces may hold spaces inside
 
     def words(self, text: str) -> list[str]:
         """"a big  cat" -> "_a", "_big", "_cat", with SPACE for "_"."""
@@ -200,7 +203,7 @@ class Unigram(Tokenizer):
         """
         best = [0.0] + [-float("inf")] * len(word)
         came_from = [-1] * (len(word) + 1)
-        for s in range(len(word)):
+        for s in range(len(word)):                     # best[s] is final: pieces go forward only
             for e in range(s + 1, min(s + self.longest, len(word)) + 1):
                 score = self.scores.get(word[s:e])
                 if score is None and e == s + 1:
@@ -273,7 +276,7 @@ class BPE(Tokenizer):
         super().__init__(spec, self.vocab)
         missing = [char for char in BYTES if char not in self.vocab]
         assert not missing, f"the bytes {' '.join(missing[:8])} have no token (all 256 need one)"
-        self.ranks: dict[tuple[str, str], int] = {}
+        self.ranks: dict[tuple[str, str], int] = {}    # two neighbours -> when they were learned
         for rank, merge in enumerate(model["merges"]):
             pair = tuple(merge.split(" ") if isinstance(merge, str) else merge)
             assert len(pair) == 2 and all(pair) and {*pair, "".join(pair)} <= self.vocab.keys(), \
@@ -291,7 +294,7 @@ class BPE(Tokenizer):
         """
         parts = [BYTES[byte] for byte in word.encode()] + [""]
         count = len(parts)
-        before = [(i - 1) % count for i in range(count)]
+        before = [(i - 1) % count for i in range(count)]      # places of the neighbours
         behind = [(i + 1) % count for i in range(count)]
         pairs = enumerate(zip(parts, parts[1:]))
         heap = [(self.ranks[pair], left) for left, pair in pairs if pair in self.ranks]
@@ -301,7 +304,7 @@ class BPE(Tokenizer):
             right = behind[left]
             if self.ranks.get((parts[left], parts[right])) != rank:
                 continue                               # one of the two has been merged meanwhile
-            parts[left] += parts[right]
+            parts[left] += parts[right]                # "l", "o" -> "lo"
             parts[right] = ""                          # leaves the ring
             behind[left] = behind[right]
             before[behind[left]] = left
@@ -315,6 +318,7 @@ class BPE(Tokenizer):
         """A token with a character outside the table (an added one) is text, the others bytes."""
         content = b""
         for token in tokens:
+            # Bytes first, text at the end: one letter's bytes may lie in two tokens.
             if BYTE_OF.keys() >= set(token):
                 content += bytes(BYTE_OF[char] for char in token)
             else:
@@ -326,6 +330,7 @@ class BPE(Tokenizer):
 
 def from_merges(vocab: dict[str, int], merges: str) -> dict:
     """What a tokenizer.json would say, from the two files that BART was first published as."""
+    # merges.txt begins with "#version: 0.2"; line by line two tokens, the first learned first.
     lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]
     added = []
     for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>"):

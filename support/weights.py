@@ -146,7 +146,7 @@ def rename(name: str, old: str, new: str) -> str | None:
 
     rename("layer.3.attn.weight", "layer.{i}.attn", "blocks.{i}.q") == "blocks.3.q.weight"
     """
-    match = pattern(old).fullmatch(name)
+    match = pattern(old).fullmatch(name)               # numbers by name, and what lies below
     return match and new.format(**match.groupdict()) + match["below"]
 
 
@@ -159,7 +159,7 @@ def to_ours(name: str, table: Table | None) -> tuple[list[str], bool] | None:
     """A published name -> our names for its parts (none: ignored), transposed; None: unknown."""
     if table is None:
         return [name], False
-    for published_row, ours, *how in table:
+    for published_row, ours, *how in table:            # the first row that matches wins
         if pattern(published_row).fullmatch(name):
             return [rename(name, published_row, part) for part in parts(ours)], how == ["T"]
     return None
@@ -200,7 +200,7 @@ def load(target: nn.Module | Mapping[str, Tensor], source: Mapping[str, Tensor],
     with reading(where):
         # 1. Every published tensor: which of ours does it mean, and does it fit there?
         for full in source:
-            row = to_ours(full, table)
+            row = to_ours(full, table)                 # full: the whole published name
             if row is None or not state.keys() >= set(row[0]):
                 unexpected.append(full)
                 continue
@@ -212,6 +212,7 @@ def load(target: nn.Module | Mapping[str, Tensor], source: Mapping[str, Tensor],
             if len(names) > 1:
                 pieces = torch.atleast_1d(tensor).tensor_split(len(names))  # (3 d, ..) -> 3 (d, ..)
             for name, piece in zip(names, pieces):
+                # A second tensor for one of ours is a tied copy, which must equal the first.
                 problem = misfit(piece, state[name], filled.setdefault(name, piece))
                 if problem:
                     unfit.append(f"{full} {problem}")
@@ -252,7 +253,7 @@ def published(module: nn.Module, table: Table | None) -> dict[str, Tensor]:
         row = to_published(name, table)
         assert row is not None, f"no row of the table says what {name} is called when published"
         full, part, transposed = row
-        rows[full, transposed][part] = tensor
+        rows[full, transposed][part] = tensor          # q, k and v meet under one name
     out = {}
     for (full, transposed), numbered in rows.items():
         pieces = [numbered[part] for part in sorted(numbered)]

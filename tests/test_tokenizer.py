@@ -9,6 +9,7 @@ import random
 import struct
 import time
 import unicodedata
+from contextlib import suppress
 
 import pytest
 import tokenizers
@@ -38,8 +39,7 @@ RANGES = [(0, 0x250), (0x300, 0x370), (0x370, 0x600), (0x600, 0x800), (0x900, 0x
 
 def assigned(start, stop):
     """Characters that this Python and the library know: tables of Unicode grow."""
-    return [c for c in map(chr, range(start, stop))
-            if unicodedata.category(c) not in ("Cn", "Co", "Cs")]
+    return [c for c in map(chr, range(start, stop)) if unicodedata.category(c) not in "Cn Co Cs"]
 
 
 def make_texts(count=2500, seed=0):
@@ -48,8 +48,7 @@ def make_texts(count=2500, seed=0):
     texts = ["", " ", "   ", "\n", "\t \u3000", "\r\n", "▁", " ▁", "'", "'s", " 's", "a" * 300]
     while len(texts) < count:
         if rnd.random() < 0.3:
-            texts.append("".join(rnd.choice(rnd.choice(pools))
-                                 for _ in range(rnd.randint(1, 12))))
+            texts.append("".join(rnd.choice(rnd.choice(pools)) for _ in range(rnd.randint(1, 12))))
         else:
             texts.append("".join(rnd.choice(WORDS) + rnd.choice(SPACES)
                                  for _ in range(rnd.randint(1, 9))))
@@ -62,7 +61,6 @@ CORPUS = [" ".join(random.Random(i).choices(WORDS[:40] + ["the", "cat", "left", 
 
 
 # ---------------------------------------------------------------------- vocabularies to test with
-
 
 def charsmap():
     """A table like SentencePiece's nmt_nfkc: NFKC, composition, white space, no controls."""
@@ -200,7 +198,6 @@ def assert_same(ours, lib, texts):
 
 # ------------------------------------------------------------------------------ against the library
 
-
 def test_ids_equal_the_library_on_2500_texts(pair):
     ours, lib = pair
     assert_same(ours, lib, TEXTS)
@@ -208,6 +205,9 @@ def test_ids_equal_the_library_on_2500_texts(pair):
     for text in TEXTS if lib.normalizer else ():
         assert ours.normalize(text) == lib.normalizer.normalize_str(text), ascii(text)
     assert len(ours) == lib.get_vocab_size()
+    for error, encode in ((UnicodeEncodeError, ours.encode), (TypeError, lib.encode)):
+        with pytest.raises(error):
+            encode("half an emoji \ud83d ?")                # both refuse it
     assert [ours.pad_id, ours.eos_id, ours.unk_id] == list(
         map(lib.token_to_id, ("<pad>", "</s>", "<unk>")))
 
@@ -221,12 +221,11 @@ def test_decoding_equals_the_library(pair):
         wrong = [row for row in rows if ours.decode(row, skip) != lib.decode(row, skip)]
         assert not wrong, wrong[0]
     assert ours.decode(torch.tensor(rows[20])) == lib.decode(rows[20])
-
-
-def test_bart_gives_every_text_back(tmp_path, bart_json):
-    ours, _ = both(tmp_path, bart_json)
-    texts = [t for t in TEXTS if "<" not in t]
-    assert [ours.decode(ours.encode(t)) for t in texts] == texts
+    if ours.bos_id is not None:                            # BART gives every text back
+        assert all(ours.decode(row) == text for text, row in zip(TEXTS, rows) if "<" not in text)
+    for wrong in (len(ours), -100):
+        with pytest.raises(AssertionError, match=f"id {wrong} is not in the vocabulary of "):
+            ours.decode([5, wrong])
 
 
 def test_truncation_and_padding_equal_the_library(pair):
@@ -270,12 +269,8 @@ def test_sentencepieces_own_table(t5_json, tmp_path):
     proto = spm.SentencePieceNormalizer(rule_name="nmt_nfkc").serialized_model_proto()
     # The table is the longest field (tag 2, bytes) of the model's normaliser: its length, then it.
     at = proto.index(b"\x0a\x08nmt_nfkc\x12") + 11
-    size = shift = 0
-    while True:
-        size |= (proto[at] & 127) << shift
-        shift, at = shift + 7, at + 1
-        if proto[at - 1] < 128:
-            break
+    size = proto[at] & 127 | (proto[at + 1] & 127) << 7 | proto[at + 2] << 14
+    at += 3
     blob = base64.b64encode(proto[at:at + size]).decode()
     ours, lib = both(tmp_path, t5_json | dict(
         normalizer=dict(type="Precompiled", precompiled_charsmap=blob)))
@@ -349,9 +344,9 @@ def test_random_merges_equal_the_library(seed, tmp_path):
             merges.append(rnd.choice(merges) if merges and rnd.random() < 0.2 else pair)
             tokens.append("".join(merges[-1]))
     ours, lib = both(tmp_path, bpe_json(merges))
-    texts = ["".join(rnd.choices("abc", k=rnd.randint(1, 60))) for _ in range(300)]
     assert len(set(merges)) < len(merges)
-    for text in texts:
+    for _ in range(300):
+        text = "".join(rnd.choices("abc", k=rnd.randint(1, 60)))
         assert ours.encode(text) == [0, *lib.encode(text).ids, 2], text
 
 
@@ -369,14 +364,6 @@ def test_a_long_word_takes_no_longer_than_many_short_ones(tmp_path):
         assert ids[1:-1] == lib.encode(text).ids and ours.decode(ids) == text
 
 
-def test_half_an_emoji_is_refused_as_the_library_refuses_it(pair):
-    ours, lib = pair
-    with pytest.raises(UnicodeEncodeError):
-        ours.encode("so nice \ud83d ?")
-    with pytest.raises(TypeError):
-        lib.encode("so nice \ud83d ?")
-
-
 def test_transformers_reads_the_same_folders(tmp_path, bart_json, t5_json):
     transformers = pytest.importorskip("transformers")
     texts = [t for t in TEXTS if "<mask>" not in t]        # it loses <mask>'s lstrip on loading
@@ -389,7 +376,6 @@ def test_transformers_reads_the_same_folders(tmp_path, bart_json, t5_json):
 
 
 # ------------------------------------------------------------------------------------ by hand
-
 
 def unigram(vocab, **other):
     vocab = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], *vocab]
@@ -450,14 +436,6 @@ def test_a_word_is_cut_once_and_the_memory_is_bounded(tmp_path, bart_json, monke
 
 # -------------------------------------------------------------------------------------- errors
 
-
-def test_decoding_names_an_unknown_id(tmp_path, bart_json):
-    ours, _ = both(tmp_path, bart_json)
-    for wrong in (len(ours), -100):
-        with pytest.raises(AssertionError, match=f"id {wrong} is not in the vocabulary of "):
-            ours.decode([5, wrong])
-
-
 def refused(folder, message, file="tokenizer.json"):
     with pytest.raises(BadInput, match=rf"{file}.*: .*{message}"):
         load_tokenizer(folder)
@@ -473,31 +451,27 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
         refused(tmp_path, "")
 
 
-CUT_SHORT = dict(type="Precompiled", precompiled_charsmap="AAAA")
-OTHER_FRAME = dict(type="RobertaProcessing", cls=["<s>", 0], sep=["</s>", 1])
-REGEX = dict(type="Replace", pattern=dict(Regex="("), content="")
+def precompiled(blob):
+    return dict(normalizer=dict(type="Precompiled", precompiled_charsmap=blob))
 
 
 @pytest.mark.parametrize("change, message", [
     (dict(model=dict(type="WordPiece")), "'type' should be one of 'BPE', 'Unigram', not 'Word"),
     (dict(normalizer=dict(type="Nmt")), "'type' should be one of .*, not 'Nmt'"),
-    (dict(normalizer=REGEX), r"'Regex' should be one of ' \{2,\}', not '\('"),
-    (dict(normalizer=CUT_SHORT), "precompiled_charsmap is cut short"),
-    (dict(normalizer=CUT_SHORT | dict(precompiled_charsmap="?")), "base64"),
+    (dict(normalizer=dict(type="Replace", pattern=dict(Regex="("), content="")), "'Regex' should"),
+    (precompiled("AAAA"), "precompiled_charsmap is cut short"), (precompiled("?"), "base64"),
     (dict(pre_tokenizer=dict(type="Whitespace")), "pre_tokenizer Whitespace is not supported"),
     (dict(pre_tokenizer=METASPACE | dict(prepend_scheme="first")), "'prepend_scheme' .* 'first'"),
-    (dict(pre_tokenizer=None), "NoneType"),
-    (dict(decoder=dict(type="WordPiece")), "'type' should be one of 'Metaspace'"),
-    (dict(post_processor=OTHER_FRAME), r"\['<s>', 'A', '</s>'\] should be \['A', '</s>'\]"),
+    (dict(pre_tokenizer=None), "NoneType"), (dict(decoder=dict(type="BPE")), "'type' .* 'Meta"),
+    (dict(post_processor=dict(type="RobertaProcessing", cls=["<s>", 0], sep=["</s>", 1])),
+     r"\['<s>', 'A', '</s>'\] should be \['A', '</s>'\]"),
     (dict(added_tokens=[added(9, "x", single_word=True)]), "'single_word' .* not True"),
     (dict(added_tokens=[added("7", "x")]), "'id' should be a whole number, not '7'"),
     (dict(added_tokens=[added(-7, "x")]), "no whole number >= 0"),
-    (dict(model=dict(type="Unigram")), "'unk_id' is missing"),
-    (unigram([["a"]]), "not enough values"),
+    (dict(model=dict(type="Unigram")), "'unk_id' is missing"), (unigram([["a"]]), "not enough"),
     (unigram([["a", "much"]]), r"vocab\[3\] = \['a', 'much'\] is not a piece"),
     (unigram([["a", float("nan")]]), r"vocab\[3\] = \['a', nan\] is not a piece"),
-    (unigram([], added_tokens=[]) | dict(model=dict(unk_id=0, vocab=[["<pad>", 0.0]])),
-     "lacks </s> <unk>"),
+    (dict(added_tokens=[], model=dict(unk_id=0, vocab=[["<pad>", 0.0]])), "lacks </s> <unk>"),
     (dict(model=dict(type="Unigram", unk_id=900, vocab=[["<pad>", 0.0]])), ""),
 ])
 def test_unknown_settings_and_malformed_files_are_refused(change, message, tmp_path, t5_json):
@@ -505,14 +479,12 @@ def test_unknown_settings_and_malformed_files_are_refused(change, message, tmp_p
 
 
 def test_malformed_bart_files_are_named(tmp_path):
-    vocab = bpe_json([])["model"]["vocab"]
     for lacks, merges, message in [
-            (None, "a b\n", r"merge 0 \('a b'\) is not of two tokens"),
-            (None, "a b c\n", r"merge 0 \('a b c'\) is not of two tokens"),
-            (None, " a\n", r"merge 0 \(' a'\) is not of two tokens"),
-            ("Ġ", "", "the bytes Ġ have no token"), ("<mask>", "", "'<mask>' is missing")]:
-        present = {text: i for text, i in vocab.items() if text != lacks}
-        (tmp_path / "vocab.json").write_text(json.dumps(present), encoding="utf-8")
+            ("", "a b\n", r"merge 0 \('a b'\) is not of two tokens"), ("", "a b c\n", "merge 0"),
+            ("", " a\n", "merge 0"), ("Ġ", "", "the bytes Ġ have no"), ("<mask>", "", "<mask>")]:
+        vocab = bpe_json([])["model"]["vocab"]
+        vocab.pop(lacks, None)
+        (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
         (tmp_path / "merges.txt").write_text(merges, encoding="utf-8")
         refused(tmp_path, message, "vocab.json")
     (tmp_path / "merges.txt").write_bytes(b"\xff")
@@ -522,20 +494,15 @@ def test_malformed_bart_files_are_named(tmp_path):
 def test_a_damaged_charsmap_is_refused_or_harmless(t5_json):
     """A flipped bit may give other text, but never an error while training."""
     whole = base64.b64decode(t5_json["normalizer"]["precompiled_charsmap"])
-    Charsmap(whole)
-    rnd, refusals = random.Random(4), 0
+    rnd, read = random.Random(4), []
     for _ in range(40):
         blob = bytearray(whole)
         blob[rnd.randrange(len(blob))] ^= 1 << rnd.randrange(8)
-        try:
-            normalize = Charsmap(bytes(blob))
-        except WRONG:
-            refusals += 1
-            continue
-        for text in TEXTS[:200]:
-            normalize(text)
-    assert 0 < refusals < 40
-    # A value that leads into the middle of nowhere is found at once, not when its text is met.
+        with suppress(*WRONG):
+            read.append(Charsmap(bytes(blob)))
+    assert 0 < len(read) < 40
+    assert all(normalize(text) is not None for normalize in read for text in TEXTS[:200])
+    # A value that leads nowhere is found at once, not when a text meets it.
     at = next(at for at in range(4, len(whole), 4) if whole[at + 3] & 0x80)
     with pytest.raises(AssertionError, match="damaged"):
         Charsmap(whole[:at] + b"\xf0\xff\xff\xff" + whole[at + 4:])

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from support import gate, weights
+from support import weights
 from support.gate import BadInput
 
 
@@ -85,12 +85,12 @@ def test_load_fills_everything_and_published_is_the_inverse(net, file):
         weights.published(net, [row for row in TABLE if row[0] != "norm"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_casts_to_the_modules_dtype(net, file, dtype):
-    stored = {k: v.to(dtype) if v.is_floating_point() else v for k, v in file.items()}
-    weights.load(net, stored, TABLE)
-    assert net.out.weight.dtype == torch.float32
-    assert torch.equal(net.out.weight, stored["head"].T.float())
+def test_casts_to_the_modules_dtype(net, file):
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        file["head"] = file["head"].to(dtype)
+        weights.load(net, file, TABLE)
+        assert net.out.weight.dtype == torch.float32
+        assert torch.equal(net.out.weight, file["head"].T.float())
 
 
 def test_some_tensors_of_a_module(net, file):
@@ -141,12 +141,11 @@ def test_a_row_matches_at_dots_only(net, file):
 def test_fingerprint_sees_numbers_and_names(net):
     before = weights.fingerprint(net)
     assert len(before) == 16 and weights.fingerprint(net) == before
-    net.blocks[0].q, net.blocks[0].k = net.blocks[0].k, net.blocks[0].q
-    assert weights.fingerprint(net) != before
-    net.blocks[0].q, net.blocks[0].k = net.blocks[0].k, net.blocks[0].q
+    net.blocks[0]["p"] = net.blocks[0].pop("q")
+    renamed = weights.fingerprint(net)
     with torch.no_grad():
         net.out.weight[0, 0] += 1e-6
-    assert weights.fingerprint(net) != before
+    assert len({before, renamed, weights.fingerprint(net)}) == 3
 
 
 # ---------------------------------------------------------------------------------- files
@@ -154,20 +153,13 @@ def test_fingerprint_sees_numbers_and_names(net):
 def test_write_and_read(file, tmp_path):
     path = tmp_path / "new" / "a.safetensors"
     file |= {"half": torch.ones(3).bfloat16(), "flag": torch.tensor([True]), "none": torch.ones(0)}
+    file |= {"again": file["head"], "row": file["head"][1], "t": file["head"].T}   # one memory
     weights.write(path, file, {"made": "by hand é\n"})
     assert same(load_file(path), file)                              # safetensors' own reader
     assert [p.name for p in path.parent.iterdir()] == [path.name]   # nothing unfinished is left
     source = weights.read(path)
     assert source.metadata == {"made": "by hand é\n"} and same(dict(source), file)
     assert source.shape("head") == (4, 6) and len(source) == len(file)
-
-
-def test_write_separates_shared_memory(tmp_path):
-    t = torch.arange(12.).view(3, 4)
-    weights.write(tmp_path / "a.safetensors", {"a": t, "row": t[1], "t": t.T, "again": t})
-    out = load_file(tmp_path / "a.safetensors")
-    assert torch.equal(out["row"], t[1]) and torch.equal(out["t"], t.T)
-    assert torch.equal(out["again"], out["a"])
 
 
 def test_equal_tensors_give_equal_bytes(tmp_path):
@@ -181,20 +173,8 @@ def test_equal_tensors_give_equal_bytes(tmp_path):
     assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    def full(*paths):
-        raise OSError("no space left on device")
-
-    weights.write(tmp_path / "a.safetensors", {"a": torch.ones(2)})
-    monkeypatch.setattr(gate.os, "replace", full)
-    with pytest.raises(OSError, match="no space"):
-        weights.write(tmp_path / "a.safetensors", {"a": torch.zeros(2)})
-    assert load_file(tmp_path / "a.safetensors")["a"].tolist() == [1, 1]
-    assert len(list(tmp_path.iterdir())) == 1
-
-
 def test_shards(file, tmp_path):
-    home = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(sorted(file))}
+    home = {name: f"model-{i % 2}" for i, name in enumerate(sorted(file))}
     for shard in set(home.values()):
         part = {name: file[name] for name in file if home[name] == shard}
         save_file(part, tmp_path / shard, {shard: "yes"})
@@ -208,17 +188,11 @@ def test_shards(file, tmp_path):
         index.write_text(text)
         with pytest.raises(BadInput, match="index.json: "):
             weights.read(tmp_path)
-    index.write_text(json.dumps({"weight_map": home}))
+    index.write_text(json.dumps({"weight_map": {"head": "../elsewhere/" + home["head"]}}))
+    assert weights.read(tmp_path)["head"].shape == (4, 6)   # an index never leads out of its folder
     (tmp_path / home["head"]).unlink()
     with pytest.raises(BadInput, match=f"{home['head']} is missing, cut short or"):
         weights.read(tmp_path)
-    # An index never leads out of its folder.
-    save_file({"a": torch.ones(1)}, tmp_path / "secret.safetensors")
-    folder = tmp_path / "inner"
-    folder.mkdir()
-    (folder / index.name).write_text('{"weight_map": {"a": "../secret.safetensors"}}')
-    with pytest.raises(BadInput, match="inner/secret.safetensors is missing"):
-        weights.read(folder)
 
 
 def test_missing_and_damaged_files_are_named(file, tmp_path):
@@ -247,9 +221,8 @@ def run_the_advice(path) -> None:
     """What reading says must convert the file, word for word, when a shell runs it."""
     with pytest.raises(BadInput, match="pickle") as error:
         weights.read(path)
-    command = str(error.value).split("convert it once: ")[1]
-    command = command.replace("python", sys.executable, 1)
-    subprocess.run(command, shell=True, check=True, capture_output=True)
+    command = str(error.value).split("convert it once: python")[1]
+    subprocess.run(sys.executable + command, shell=True, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("name, result", [
