@@ -150,7 +150,8 @@ def normalizer(spec: dict | None) -> Callable[[str], str]:
     if spec["type"] == "Replace":
         # The library's expressions are not quite Python's: only the one that T5 uses is known.
         check(spec["pattern"], {"Regex": {" {2,}"}})
-        spaces, content = re.compile(" {2,}"), spec["content"]
+        (content,) = check(spec, {"content": str})
+        spaces = re.compile(" {2,}")
         return lambda text: spaces.sub(lambda _: content, text)
     steps = [normalizer(step) for step in spec["normalizers"]]
     return lambda text: reduce(lambda done, step: step(done), steps, text)

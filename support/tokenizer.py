@@ -105,7 +105,7 @@ class Tokenizer:
         if "cls" in post:
             frame = [post["cls"][0], "A", post["sep"][0]]
         else:
-            frame = [next(iter(item.values()))["id"] for item in post.get("single", ())]
+            frame = [list(item.values())[0]["id"] for item in post.get("single", ())]
         assert frame == self.FRAME or not post, f"post_processor: {frame} should be {self.FRAME}"
 
     def __len__(self) -> int:
