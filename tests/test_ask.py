@@ -1,15 +1,14 @@
-"""ask.py: the shipped tiny run, built-in scenes, pictures of one's own, errors."""
+"""tools/ask.py: the shipped tiny run, built-in scenes, pictures of one's own, errors."""
 from random import Random
 
 import pytest
 import torch
 from PIL import Image
 
-from tools import ask
 import clip_encoder
 from support.published_clip import load_clip
-from world import pretrain
-from world import scenes as world
+from tools import ask
+from world import pretrain_clip, scenes
 
 
 def lines(capsys, *argv: str) -> list[str]:
@@ -17,17 +16,17 @@ def lines(capsys, *argv: str) -> list[str]:
     return capsys.readouterr().out.splitlines()
 
 
-@pytest.mark.parametrize("task", world.TASKS)
+@pytest.mark.parametrize("task", scenes.TASKS)
 def test_a_built_in_scene(capsys, task):
     """The scene in words, the question with the right answer, then answers with probabilities."""
     found = lines(capsys, "--task", task, "--seed", "3")
-    scenes = 2 if task == "nlvr" else 1
-    assert all(line.startswith("scene: ") for line in found[:scenes])
-    assert found[scenes].startswith(task) and "(right: " in found[scenes]
-    answers = [line.split("%") for line in found[scenes + 1:]]
+    pictures = 2 if task == "nlvr" else 1
+    assert all(line.startswith("scene: ") for line in found[:pictures])
+    assert found[pictures].startswith(task) and "(right: " in found[pictures]
+    answers = [line.split("%") for line in found[pictures + 1:]]
     assert len(answers) == 2 if task == "nlvr" else 1 < len(answers) <= 5
     p = [float(number) for number, _ in answers]
-    assert 0 < sum(p) <= 100.1 and (task != "nlvr" or sum(p) == pytest.approx(100, abs=0.2))
+    assert p == sorted(p, reverse=True) and 0 < sum(p) <= 100.1 and (task != "nlvr" or sum(p) == pytest.approx(100, abs=0.2))
 
 
 def test_it_sees(capsys):
@@ -41,7 +40,7 @@ def test_it_sees(capsys):
 
 def test_a_picture_of_ones_own(capsys, tmp_path):
     path = tmp_path / "photo.png"
-    world.render((("circle", "red", "large", "center"),), Random(0)).save(path)
+    scenes.render((("circle", "red", "large", "center"),), Random(0)).save(path)
     found = lines(capsys, "--image", str(path), "what color is the circle?")
     assert found[1].split("%")[1].strip() == "red"
     assert len(lines(capsys, "--image", str(path), "--task", "caption")) == 6
@@ -55,10 +54,11 @@ def test_errors_are_one_sentence(tmp_path):
     for argv, named in ((["--image", str(tmp_path / "text.png"), "what?"], "text.png"),
                         (["--image", str(tmp_path / "none.png"), "what?"], "none.png"),
                         (["--image", str(tmp_path / "a.png")], "needs a question"),
-                        (["--image", str(tmp_path / "a.png"), "--task", "nlvr", "x"], "2 times"),
+                        (["--image", str(tmp_path / "a.png"), "--task", "nlvr", "x"], "--image 2 times"),
                         (["--task", "caption", "what?"], "needs no question"),
                         (["--clip", "weights/nowhere"], "nowhere"),
-                        (["--run", "nowhere"], "nowhere is no run folder")):
+                        (["--task", "tvqa"], "trained on vqa, gqa, nlvr, caption, not on tvqa"),
+                        (["--run", "nowhere"], "nowhere/config.json: No such file")):
         with pytest.raises(SystemExit, match=named) as error:
             ask.main(argv)
         assert "\n" not in str(error.value)
@@ -68,6 +68,6 @@ def test_another_clip_is_named(tmp_path):
     """A run must see through the CLIP that it was trained with."""
     torch.manual_seed(0)
     tower = clip_encoder.randomized(load_clip("weights/tiny-clip"))
-    pretrain.save_clip(tower, tmp_path, {})
-    with pytest.raises(SystemExit, match="through another CLIP .*give its path as --clip"):
+    pretrain_clip.save_clip(tower, tmp_path, {})
+    with pytest.raises(SystemExit, match="through another CLIP .*CLIP that it had, as --clip"):
         ask.main(["--clip", str(tmp_path)])

@@ -3,14 +3,15 @@
     python -m tools.ask                                              # a scene of the built-in world
     python -m tools.ask --run out/vlpet-large --image photo.jpg "what is on the table?"
     python -m tools.ask --run out/vlpet-large --image photo.jpg --task caption
-    python -m tools.ask --image left.jpg --image right.jpg --task nlvr "both pictures show a dog"
+    python -m tools.ask --image left.jpg --image right.jpg --task nlvr "both show a dog"
 
 From the raw picture to the answer: CLIP's features, the frozen language model with what the run
 trained, the answer with its probability and the five best beams. Without --run it is the tiny run
 of weights/tiny-vlpet, which knows drawn shapes and nothing else.
+
+    python -m pytest tests/test_ask.py
 """
 import argparse
-import sys
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -18,11 +19,13 @@ from random import Random
 
 import torch
 
-import data
 import train
-from support import weights
-from world import scenes as world
+from config import Config
+from data import ANSWERS, TASKS, Example
+from support import features, runs, weights
 from support.features import Pixels
+from support.gate import program, reading
+from world import scenes
 
 TINY = "weights/tiny-vlpet"
 
@@ -35,44 +38,62 @@ class Seen(Pixels):
         return self.tower.eval().encode(super().stack(ids))                     # P, N, F
 
 
-def answers(m, tok, example: data.Example, features, config: train.Config,
-            beams: int = 5) -> list[tuple[str, float]]:
-    """The best answers and their probabilities: nlvr's two, else those of `beams` beams, in the
-    order of log p / length."""
-    batch = train.collate([example], tok, features, config)
-    m.eval()
-    if data.TASKS[example.task].decode == "choice":
-        p = m.choose(batch, train.choice_tokens(tok))[0].tolist()
-        return sorted(zip(data.CHOICES, p), key=lambda found: -found[1])
-    text, logp = m.beams(batch, beams)
-    found = {}                                  # spellings that differ in blanks are one answer
-    for row, p in zip(text[0].tolist(), logp[0].exp().tolist()):
-        words = train.answer_text(tok, row).strip()
-        found[words] = found.get(words, 0.0) + p
-    return list(found.items())
+def answers(run: runs.Run, example: Example, beams: int = 5) -> list[tuple[str, float]]:
+    """The best answers and their probabilities, the likeliest first: nlvr's two, or the beams'."""
+    run.model.eval()
+    batch, found = train.collate(run, [example]), {}
+    if TASKS[example.task].decode == "choice":
+        p = run.model.choose(batch, train.choice_tokens(run.tokenizer))[0].tolist()
+        found = dict(zip(ANSWERS, p))
+    else:
+        texts, logp = run.model.beams(batch, beams)
+        for ids, p in zip(texts[0].tolist(), logp[0].exp().tolist()):
+            # Spellings that differ in blanks are one answer.
+            answer = train.answer_text(run.tokenizer, ids).strip()
+            found[answer] = found.get(answer, 0.0) + p
+    return sorted(found.items(), key=lambda item: -item[1])
 
 
 def built_in(task: str, seed: int) -> tuple[dict[str, BytesIO], str, str]:
     """Pictures, question and right answer of an example of the built-in world; says what they
     show."""
-    r = Random(seed)
-    item, pictures = world.example(task, r, True), {}
+    generator = Random(seed)
+    item, pictures = scenes.example(task, generator, True), {}
     for i, scene in enumerate(item.scenes):
-        print("scene: " + ", ".join(world.describe(scene)))
-        world.render(scene, r).save(pictures.setdefault(f"scene {i}", BytesIO()), "png")
+        print("scene: " + ", ".join(scenes.describe(scene)))
+        pictures[f"scene {i}"] = BytesIO()
+        scenes.render(scene, generator).save(pictures[f"scene {i}"], "png")
     return pictures, item.text, item.answer
 
 
-def run(args: argparse.Namespace) -> None:
+def check_arguments(args: argparse.Namespace, config: Config) -> None:
     needed = 2 if args.task == "nlvr" else 1
-    if args.image and len(args.image) != needed:
-        raise ValueError(f"{args.task} looks at {needed} picture{'s' * (needed - 1)}: give --image "
-                         f"{needed} time{'s' * (needed - 1)}, not {len(args.image)}")
-    if args.task == "caption" and args.question:
-        raise ValueError("a caption needs no question")
-    if args.image and not args.question and args.task != "caption":
-        raise ValueError(f"{args.task} needs a question or statement behind the flags")
-    config, right = train.read_run(args.run, device=""), ""
+    known = config.tasks.split(",")
+    assert args.task in known, f"the run was trained on {', '.join(known)}, not on {args.task}"
+    assert not TASKS[args.task].clips, f"{args.task} is about clips: ask about pictures"
+    assert not args.image or len(args.image) == needed, (
+        f"{args.task} needs --image {needed} {'time' if needed == 1 else 'times'}, not "
+        f"{len(args.image)}")
+    assert args.image or args.task in scenes.TASKS, f"{args.task} needs a picture: give --image"
+    assert args.task != "caption" or not args.question, "a caption needs no question"
+    assert args.question or not args.image or args.task == "caption", \
+        f"{args.task} needs a question or statement behind the flags"
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Asks a trained run about a picture.")
+    parser.add_argument("question", nargs="?", default="", help="or NLVR2's statement")
+    parser.add_argument("--run", default=TINY, help=f"run folder of train.py; default {TINY}")
+    parser.add_argument("--clip", default="", help="where the run's CLIP is now")
+    parser.add_argument("--image", action="append", default=[], help="twice for nlvr; none: a "
+                        "scene of the built-in world")
+    parser.add_argument("--task", default="vqa", choices=TASKS)
+    parser.add_argument("--seed", type=int, default=0, help="of the built-in scene")
+    args = parser.parse_args(argv)
+    config, right = runs.read_config(args.run, device=""), ""
+    with reading(args.run):
+        check_arguments(args, config)
     if args.image:
         pictures = {f"{i} {path}": Path(path) for i, path in enumerate(args.image)}
         question = args.question
@@ -82,34 +103,16 @@ def run(args: argparse.Namespace) -> None:
             question, right = args.question, ""
     if args.clip:
         config = replace(config, clip=args.clip)
-    features = (Pixels if config.features == "none" else Seen)(train.load_tower(config), pictures)
-    trained = Path(args.run) / "adapter.safetensors"
-    held, features = weights.read(trained), {args.task: features}
-    train.check_tower(held.metadata, features, "give its path as --clip")
-    m, tok = train.build(config, features, held)
-    m.load_trained(trained)
-    example = data.Example(args.task, 0, question, tuple(pictures), {})
-    found = answers(m, tok, example, features, config)
-    print(f"{args.task}: {question}".rstrip(": ") + f"   (right: {right})" * bool(right))
+    tower = features.load_tower(config)
+    shown = Pixels(tower, pictures) if config.features == "none" else Seen(tower, pictures)
+    path = Path(args.run) / "adapter.safetensors"
+    run = train.setup(config, weights.read(path), {args.task: shown})
+    runs.load_trained(run, path)
+    found = answers(run, Example(args.task, 0, question, tuple(pictures), {}))
+    told = f"   (right: {right})" if right else ""
+    print(f"{args.task}: {question}".rstrip(": ") + told)
     for text, p in found:
         print(f"{100 * p:6.1f} %  {text}")
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Asks a trained run about a picture.")
-    parser.add_argument("question", nargs="?", default="", help="or NLVR2's statement")
-    parser.add_argument("--run", default=TINY, help=f"run folder of train.py; default {TINY}")
-    parser.add_argument("--clip", default="", help="where the run's CLIP is now")
-    parser.add_argument("--image", action="append", default=[], help="twice for nlvr; none: a "
-                        "scene of the built-in world")
-    parser.add_argument("--task", default="vqa", choices=world.TASKS)
-    parser.add_argument("--seed", type=int, default=0, help="of the built-in scene")
-    try:
-        run(parser.parse_args(argv))
-    except (ValueError, OSError) as error:
-        sys.exit(f"ask.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit("ask.py: interrupted")
 
 
 if __name__ == "__main__":
