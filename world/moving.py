@@ -1,10 +1,10 @@
 """How does the built-in world move?
 
-Clips of drawn shapes with subtitles, in the files of the VALUE benchmark (video.py), for all four
-video tasks. A clip is a story of one to four shots (two to four for testing) of three seconds and
-three frames each. A shot shows one object that comes closer, goes away, stays near or stays far.
-While it lasts somebody says something about a shot of the clip, often another. Three shows talk
-about each clip:
+Clips of drawn shapes with subtitles, in the files of the VALUE benchmark (arXiv 2106.04632), for
+its four video tasks. A clip is a story of one to four shots (two to four for testing) of three
+seconds and three frames each. A shot shows one object that comes closer, goes away, stays near or
+stays far. While it lasts somebody says something about a shot of the clip, often another. Three
+shows talk about each clip:
 
     tv (tvqa, tvc)   tom : i like the star .
     how2 (how2qa)    now paint the second one .
@@ -16,14 +16,13 @@ Who reads only the text does not know what color the star has (the best guess is
 tvqa and 28 % of how2qa); who sees only the frames does not know which shot is meant (43 % of both).
 "the second one" asks for order, and so does motion: "goes away" is "comes closer" backwards.
 
-    python -m world.moving --out DIR       write the data set, say what is in it (into DIR/video; where
-                                     world.py writes into the same DIR, it goes first)
     python -m world.moving --show 3        print a few clips with what is said and asked
+    python -m world.moving                 write the data set, datasets/world/video (behind
+                                           world.scenes, which writes the folder around it)
     python -m pytest tests/test_moving.py
 """
 import argparse
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -33,8 +32,8 @@ from typing import NamedTuple
 from PIL import Image
 from tqdm import tqdm
 
-from world import scenes as world
-from world.scenes import COLORS, HELD_OUT, KINDS, pick
+from support.gate import program, reading
+from world.scenes import COLORS, FOLDER, HELD_OUT, KINDS, complete, draw, pick
 
 TASKS = ("tvqa", "how2qa", "tvc", "yc2c")
 VERSION = 1                                   # raise it when the written bytes change
@@ -61,7 +60,7 @@ class Line(NamedTuple):
     shot: int                                 # the number of the shot that is meant
 
 
-class Source(NamedTuple):
+class Show(NamedTuple):
     """Who talks about clips: which tasks it makes, what is said, how that is asked for and told."""
     asked: str                                # the task that asks; "": none
     choices: int                              # its answers to choose from
@@ -72,131 +71,131 @@ class Source(NamedTuple):
     captions: tuple[str, ...] = ()
 
 
-TEACH = tuple(("", verb) for verb in ("paint", "cut", "wash", "move"))
-SOURCES = {
-    "tv": Source("tvqa", 5, "tvc",
-                 (("tom", "like"), ("ann", "want"), ("bob", "need"), ("eve", "draw")),
-                 "{who} : i {verb} {noun} .", "the thing that {who} {verb}s",
-                 ("{who} {verb}s the {color} {kind} that {motion}",
-                  "the {color} {kind} that {who} {verb}s {motion}",
-                  "a {color} {kind} {motion} and {who} {verb}s it")),
-    "how2": Source("how2qa", 4, "", TEACH, "now {verb} {noun} .", "the thing to {verb}"),
-    "yc2": Source("", 0, "yc2c", TEACH, "now {verb} {noun} .",
-                  captions=("{verb} the {color} {kind} that {motion}",
-                            "the {color} {kind} to {verb} {motion}",
-                            "a {color} {kind} {motion} , {verb} it")),
+TEACH = (("", "paint"), ("", "cut"), ("", "wash"), ("", "move"))
+SHOWS = {
+    "tv": Show("tvqa", 5, "tvc",
+               (("tom", "like"), ("ann", "want"), ("bob", "need"), ("eve", "draw")),
+               "{who} : i {verb} {noun} .", "the thing that {who} {verb}s",
+               ("{who} {verb}s the {color} {kind} that {motion}",
+                "the {color} {kind} that {who} {verb}s {motion}",
+                "a {color} {kind} {motion} and {who} {verb}s it")),
+    "how2": Show("how2qa", 4, "", TEACH, "now {verb} {noun} .", "the thing to {verb}"),
+    "yc2": Show("", 0, "yc2c", TEACH, "now {verb} {noun} .",
+                captions=("{verb} the {color} {kind} that {motion}",
+                          "the {color} {kind} to {verb} {motion}",
+                          "a {color} {kind} {motion} , {verb} it")),
 }
 
 
 # ---- stories -------------------------------------------------------------------------------------
-def story(r: Random, held_out: bool) -> tuple[Shot, ...]:
+def random_story(rng: Random, held_out: bool) -> tuple[Shot, ...]:
     """Up to four shots of different kinds and colors. With `held_out`, for testing, there are
     held-out pairs, too, and no story of one shot, about which there is nothing to mix up."""
-    count = pick(r, (2, 3, 4) if held_out else (1, 2, 3, 4))
+    count = pick(rng, (2, 3, 4) if held_out else (1, 2, 3, 4))
     while True:
-        pairs = list(zip(r.sample(COLORS, count), r.sample(KINDS, count)))
+        pairs = list(zip(rng.sample(COLORS, count), rng.sample(KINDS, count)))
         if held_out or HELD_OUT.isdisjoint(pairs):
-            return tuple(Shot(kind, color, pick(r, tuple(MOTIONS))) for color, kind in pairs)
+            return tuple(Shot(kind, color, pick(rng, tuple(MOTIONS))) for color, kind in pairs)
 
 
-def script(r: Random, source: Source, shots: tuple[Shot, ...]) -> list[Line]:
+def script(rng: Random, show: Show, shots: tuple[Shot, ...]) -> list[Line]:
     """What is said, a line while each shot lasts; the shot that is meant is drawn evenly and need
     not be the one on screen."""
-    return [Line(*link, pick(r, ("kind", "color", "order")), pick(r, range(len(shots))))
-            for link in r.sample(source.links, len(shots))]
-
-
-def noun(shots: tuple[Shot, ...], line: Line) -> str:
-    """What the line calls the object: "the star", "the red one", "the second one"."""
-    shot = shots[line.shot]
-    return {"kind": f"the {shot.kind}", "color": f"the {shot.color} one",
-            "order": f"the {ORDER[line.shot]} one"}[line.key]
+    return [Line(who, verb, pick(rng, ("kind", "color", "order")), pick(rng, range(len(shots))))
+            for who, verb in rng.sample(show.links, len(shots))]
 
 
 def say(text: str, shots: tuple[Shot, ...], line: Line) -> str:
-    """A text of the Source about a line."""
-    return text.format(noun=noun(shots, line), **line._asdict(), **shots[line.shot]._asdict())
+    """A text of the show about a line, which calls the object "the star", "the red one" or "the
+    second one"."""
+    shot = shots[line.shot]
+    nouns = {"kind": f"the {shot.kind}", "color": f"the {shot.color} one",
+             "order": f"the {ORDER[line.shot]} one"}
+    return text.format(noun=nouns[line.key], who=line.who, verb=line.verb, **shot._asdict())
 
 
-def choices(r: Random, shots: tuple[Shot, ...], right: str, field: str, count: int) -> list[str]:
+def choices(rng: Random, shots: tuple[Shot, ...], right: str, field: str, count: int) -> list[str]:
     """The right answer among others of its field: first those that the clip shows, too, so that
     the frames alone do not rule them out."""
     shown = {getattr(shot, field) for shot in shots}
     wrong = [word for word in WORDS[field] if word != right]
-    r.shuffle(wrong)
+    rng.shuffle(wrong)
     wrong.sort(key=lambda word: word not in shown)
-    return r.sample([right, *wrong[:count - 1]], count)
+    return rng.sample([right, *wrong[:count - 1]], count)
 
 
 # ---- pictures ------------------------------------------------------------------------------------
-def render(shots: tuple[Shot, ...], r: Random) -> Iterator[Image.Image]:
+def render(shots: tuple[Shot, ...], rng: Random) -> Iterator[Image.Image]:
     """The frames, 96 x 96 RGB. Every object also moves along a 5 x 5 grid (the tiny CLIP reads
     kinds less well between the grid points), which nobody asks about: CLIP's one vector a frame
     does not tell places apart."""
-    ground = tuple(pick(r, range(225, 251)) for _ in range(3))
+    ground = tuple(pick(rng, range(225, 251)) for _ in range(3))
     for kind, color, motion in shots:
-        x, y = pick(r, range(1, 6)), pick(r, range(1, 6))
-        ways = [(-1, 0), (1, 0), (0, -1), (0, 1)]
-        dx, dy = pick(r, [(a, b) for a, b in ways if 0 < x + 2 * a < 6 and 0 < y + 2 * b < 6])
-        shade, turn = 0.9 + 0.2 * r.random(), pick(r, (-12, -6, 0, 6, 12))
+        x, y = pick(rng, range(1, 6)), pick(rng, range(1, 6))
+        steps = [(dx, dy) for dx, dy in ((-1, 0), (1, 0), (0, -1), (0, 1))
+                 if 0 < x + 2 * dx < 6 and 0 < y + 2 * dy < 6]
+        dx, dy = pick(rng, steps)
+        shade, turn = 0.9 + 0.2 * rng.random(), pick(rng, (-12, -6, 0, 6, 12))
         for i, radius in enumerate(MOTIONS[motion]):
-            at = tuple(16 * v + pick(r, range(-2, 3)) for v in (x + i * dx, y + i * dy))
-            yield world.draw([(kind, color, shade, radius, at, turn)], ground, r)
+            center = [16 * at + pick(rng, range(-2, 3)) for at in (x + i * dx, y + i * dy)]
+            yield draw([(kind, color, shade, radius, center, turn)], ground, rng)
 
 
 # ---- on disk -------------------------------------------------------------------------------------
-def span(r: Random, number: int, count: int) -> tuple[int, int]:
-    """The shot's seconds, or also those of the shot before or behind it."""
-    neighbour = pick(r, (-1, 0, 1))
-    first, last = max(0, number + min(0, neighbour)), min(count - 1, number + max(0, neighbour))
-    return SECONDS * first, SECONDS * (last + 1)
-
-
-def questions(r: Random, source: Source, vid: str, shots: tuple[Shot, ...], lines: list[Line]
+def questions(rng: Random, show: Show, vid: str, shots: tuple[Shot, ...], lines: list[Line]
               ) -> Iterator[dict]:
     """Of each line, a question for each of the two or three fields that it does not name."""
     for number, line in enumerate(lines):
         for field, ask in ASKS.items():
-            if field != line.key:
-                right = getattr(shots[line.shot], field)
-                answers = choices(r, shots, right, field, source.choices)
-                start, end = span(r, number, len(shots))
-                yield {"vid_name": vid, "qid": f"{source.asked}_{vid}_{number}_{field}",
-                       "q": ask.format(say(source.thing, shots, line)),
-                       **{f"a{k}": answer for k, answer in enumerate(answers)},
-                       "ts": f"{start}-{end}", "answer_idx": answers.index(right)}
+            if field == line.key:
+                continue
+            right = getattr(shots[line.shot], field)
+            answers = choices(rng, shots, right, field, show.choices)
+            # The seconds of the shot that is on screen, or also of the one before or behind it.
+            neighbour = number + pick(rng, (-1, 0, 1))
+            first, last = max(0, min(number, neighbour)), max(number, neighbour)
+            last = min(last, len(shots) - 1)
+            yield {"vid_name": vid, "qid": f"{show.asked}_{vid}_{number}_{field}",
+                   "q": ask.format(say(show.thing, shots, line)),
+                   **{f"a{k}": answer for k, answer in enumerate(answers)},
+                   "ts": f"{SECONDS * first}-{SECONDS * (last + 1)}",
+                   "answer_idx": answers.index(right)}
 
 
-def descriptions(r: Random, source: Source, vid: str, shots: tuple[Shot, ...], lines: list[Line],
+def descriptions(rng: Random, show: Show, vid: str, shots: tuple[Shot, ...], lines: list[Line],
                  split: str) -> Iterator[dict]:
     """Of each line, its moment in three wordings; for training in one of them."""
     for number, line in enumerate(lines):
-        texts = [say(text, shots, line) for text in source.captions]
-        yield {"vid_name": vid, "duration": SECONDS * len(shots),
-               "ts": [SECONDS * number, SECONDS * (number + 1)],
-               **({"clip_id": f"{vid}_{number}"} if split == "test_public" else {}),
-               "descs": [{"desc": text, "desc_id": f"{vid}_{number}_{i}"} for i, text in
-                         enumerate([pick(r, texts)] if split == "train" else texts)]}
+        texts = [say(text, shots, line) for text in show.captions]
+        if split == "train":
+            texts = [pick(rng, texts)]
+        record = {"vid_name": vid, "duration": SECONDS * len(shots),
+                  "ts": [SECONDS * number, SECONDS * (number + 1)]}
+        if split == "test_public":
+            record["clip_id"] = f"{vid}_{number}"
+        record["descs"] = [{"desc": text, "desc_id": f"{vid}_{number}_{i}"}
+                           for i, text in enumerate(texts)]
+        yield record
 
 
-def records(r: Random, split: str, vid: str, shots: tuple[Shot, ...]
+def records(rng: Random, split: str, vid: str, shots: tuple[Shot, ...]
             ) -> Iterator[tuple[str, Iterable[dict]]]:
     """(file, its new records) of one clip, for each of the three shows."""
-    for name, source in SOURCES.items():
-        lines = script(r, source, shots)
-        yield f"{name}_subtitles", [{"vid_name": vid, "sub": [
-            {"text": say(source.line, shots, line), "start": SECONDS * i, "end": SECONDS * (i + 1)}
-            for i, line in enumerate(lines)]}]
-        if source.asked:
-            file = f"{source.asked}/{source.asked}_{split}_release"
-            yield file, questions(r, source, vid, shots, lines)
-        if source.told:
-            file = f"{source.told}/{source.told}_{split}_release"
-            yield file, descriptions(r, source, vid, shots, lines, split)
+    for name, show in SHOWS.items():
+        lines = script(rng, show, shots)
+        subtitles = [{"text": say(show.line, shots, line), "start": SECONDS * i,
+                      "end": SECONDS * (i + 1)} for i, line in enumerate(lines)]
+        yield f"{name}_subtitles", [{"vid_name": vid, "sub": subtitles}]
+        if show.asked:
+            yield (f"{show.asked}/{show.asked}_{split}_release",
+                   questions(rng, show, vid, shots, lines))
+        if show.told:
+            yield (f"{show.told}/{show.told}_{split}_release",
+                   descriptions(rng, show, vid, shots, lines, split))
 
 
-def build(folder: Path, clips: int, seed: int, draw: bool = True, progress: bool = False) -> None:
-    """Fills a folder; with the same annotations, but no pictures, unless `draw`."""
+def build(folder: Path, clips: int, seed: int, drawn: bool = True, progress: bool = False) -> None:
+    """Fills a folder; with the same annotations, but no pictures, unless `drawn`."""
     files: dict[str, list[dict]] = defaultdict(list)
     stories: dict[str, tuple[Shot, ...]] = {}
     splits = {"train": clips, "val": clips // 10, "test_public": clips // 5}
@@ -204,13 +203,13 @@ def build(folder: Path, clips: int, seed: int, draw: bool = True, progress: bool
                disable=not progress)
     (folder / "clips").mkdir(parents=True)
     for split, count in splits.items():
-        r = Random(f"{seed} {split}")
-        for n in range(count):
-            vid = f"{split.removesuffix('_public')}_{n + 1:05d}"
-            stories[vid] = shots = story(r, split != "train")
-            for file, found in records(r, split, vid, shots):
+        rng = Random(f"{seed} {split}")
+        for number in range(1, count + 1):
+            vid = f"{split.removesuffix('_public')}_{number:05d}"
+            stories[vid] = shots = random_story(rng, split != "train")
+            for file, found in records(rng, split, vid, shots):
                 files[file] += found
-            if draw:
+            if drawn:
                 first, *rest = render(shots, Random(f"{seed} {vid}"))
                 first.save(folder / "clips" / f"{vid}.webp", save_all=True, append_images=rest,
                            duration=1000 * SECONDS // FRAMES, quality=90, method=0)
@@ -223,34 +222,34 @@ def build(folder: Path, clips: int, seed: int, draw: bool = True, progress: bool
     (folder / "stories.json").write_text(json.dumps(stories), encoding="utf-8")
 
 
-def write(folder: str | Path, clips: int = 1200, seed: int = 0, progress: bool = True) -> Path:
-    """Writes the data set into `folder`/video and returns this, which appears complete or not at
-    all: ann/ as published, clips/ and stories.json, which says what every clip shows.
-
-    `clips` are the training clips (a tenth more for val, a fifth for test). The same arguments
-    write the same bytes; what was written with the same arguments is left as it is. ValueError for
-    too few clips and for a folder that holds anything else."""
-    if clips < 20:
-        raise ValueError(f"clips is {clips}: it must be at least 20.")
+def write(folder: str | Path = FOLDER, clips: int = 1200, seed: int = 0, progress: bool = True
+          ) -> Path:
+    """Write the data set into `folder`/video, unless it is there, and return this: ann/ as
+    published, clips/ and stories.json, which says what every clip shows. The same arguments write
+    the same bytes. `clips` are the training clips (a tenth more for val, a fifth for test)."""
+    with reading(folder):
+        assert clips >= 20, f"clips is {clips}: it must be at least 20"
     settings = {"version": VERSION, "clips": clips, "seed": seed}
-    return world.complete(Path(folder) / "video", settings,
-                          lambda unfinished: build(unfinished, clips, seed, progress=progress))
+    return complete(Path(folder) / "video", settings,
+                    lambda unfinished: build(unfinished, clips, seed, progress=progress))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="The built-in clips.")
-    parser.add_argument("--out", help="data folder to write them to")
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m world.moving", description="The built-in clips.")
+    parser.add_argument("--out", default=FOLDER, help=f"data folder to write them to ({FOLDER})")
     parser.add_argument("--clips", type=int, default=1200, help="training clips")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--show", type=int, default=0, metavar="N", help="print N clips")
-    args = parser.parse_args()
-    if not args.out and not args.show:
-        parser.error("say --out DIR or --show N")
-    r = Random(args.seed)
+    parser.add_argument("--show", type=int, metavar="N", help="print N clips, write nothing")
+    args = parser.parse_args(argv)
+    if not args.show:
+        print(write(args.out, args.clips, args.seed), "is there")
+        return
+    rng = Random(args.seed)
     for _ in range(args.show):
-        shots = story(r, True)
+        shots = random_story(rng, True)
         print(" | ".join(map(" ".join, shots)))
-        for file, found in records(r, "train", "clip", shots):
+        for file, found in records(rng, "train", "clip", shots):
             for record in found:
                 if "sub" in record:
                     print(f"  {file}: " + " ".join(said["text"] for said in record["sub"]))
@@ -259,13 +258,6 @@ def main() -> None:
                     print(f"    {record['ts']:>5} s  {record['q']} -> {right}")
                 else:
                     print(f"  {record['descs'][0]['desc']}")
-    if args.out:
-        try:
-            folder = write(args.out, args.clips, args.seed)
-        except (OSError, ValueError) as error:
-            sys.exit(f"moving.py: {error}")
-        for path in sorted(folder.rglob("*.json*")):
-            print(f"{path.stat().st_size / 1e6:8.2f} MB  {path}")
 
 
 if __name__ == "__main__":
