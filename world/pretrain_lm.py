@@ -1,0 +1,450 @@
+"""Where do the tiny language models come from?
+
+From texts of the built-in world. They never see a picture; what they are asked about is described.
+Half-way to seeing are *bags*: an object's phrase as one encoder vector, the scaled sum of its
+words' embeddings, unordered and without a position, put where a picture's tokens will stand. Still
+nothing but words, but what a method must learn later is only to turn a patch of a picture into such
+a vector.
+
+    python -m world.pretrain_lm bart        weights/tiny-bart: questions on described scenes
+    python -m world.pretrain_lm t5          weights/tiny-t5: the same
+    python -m world.pretrain_lm video       weights/tiny-bart-video: tiny-bart goes on with clips
+    python -m pytest tests/test_pretrain.py
+"""
+import argparse
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain, product
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+import data
+import t5
+from model import token_loss
+from support import weights
+from support.gate import program
+from support.published_lm import load_lm, table
+from support.tokenizer import byte_chars, load_tokenizer
+from world import moving
+from world import scenes as still
+from world.scenes import PLACE, PLACES, Scene, captions, describe, example, pick
+
+WEIGHTS = Path(__file__).parent.parent / "weights"
+RECIPES = {"bart": ("tiny-bart", 12000, 1.5e-3),            # folder, steps, learning rate
+           "t5": ("tiny-t5", 6000, 1.5e-3),
+           "video": ("tiny-bart-video", 9500, 1e-3)}
+WORD = re.compile(r" ?[a-z<>_]+| ?[0-9]+| ?[^a-z0-9\s]+")   # GPT-2's split rule on the world's text
+MARKS = ("first", "second")                                 # nlvr: which of the two pictures
+SHORT = ("vqa",) * 6 + ("gqa",) * 7 + ("nlvr",) * 5         # answers of a word or two
+LONG = ("caption", "list")                                  # "list": name all that is there
+CLIP_TASKS = ("tvqa",) * 3 + ("how2qa",) * 2 + ("tvc", "yc2c")
+SHORT_TEXT, LONG_TEXT = 130, 602                            # positions, two more than tokens
+MOMENTS = ("begins", "goes on", "ends")                     # of a clip's shot, frame by frame
+SIZE_WORDS = {moving.NEAR: "large", moving.HALFWAY: "", moving.FAR: "small"}
+
+
+# ---- the tokenisers ------------------------------------------------------------------------------
+def word_counts(rng: Random, items: int = 4000, more: Iterable[str] = ()) -> Counter:
+    """Every word that the world (and `more`) can say, with and without a space before it, and how
+    often."""
+    counts = Counter()
+    for text in more:
+        counts.update(WORD.findall(text))
+    for task in still.TASKS:
+        for _ in range(items):
+            item = example(task, rng, True)
+            texts = [data.TASKS[task].prefix + item.text, item.answer]
+            for scene in item.scenes:
+                texts += [*captions(scene, rng), ", ".join(describe(scene))]
+            for text in texts:
+                counts.update(WORD.findall(text))
+    for answer, near in still.NEAR.items():
+        counts.update(" ".join((answer, *near)).split())
+    counts.update([*MARKS, "list", "scene", "true", "false", *still.NUMBERS, *"0123456789"])
+    for word in list(counts):
+        counts.update((word.strip(), " " + word.strip()))
+    return counts
+
+
+def write_bpe(folder: Path, counts: Counter) -> None:
+    """vocab.json and merges.txt (Sennrich et al. 2016): the most frequent pair is merged until
+    every word is one token. Other text falls apart into bytes; nothing is unknown."""
+    letters = byte_chars()
+    words, merges = {}, []
+    for word in counts:
+        words[word] = [letters[byte] for byte in word.encode()]
+    while any(len(pieces) > 1 for pieces in words.values()):
+        pairs = Counter()
+        for word, pieces in words.items():
+            for pair in zip(pieces, pieces[1:]):
+                pairs[pair] += counts[word]
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for pieces in words.values():
+            i = 0
+            while i < len(pieces) - 1:
+                if (pieces[i], pieces[i + 1]) == best:
+                    pieces[i:i + 2] = ["".join(best)]
+                i += 1
+    vocab = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, *map("".join, merges)]
+    ids = {token: i for i, token in enumerate(dict.fromkeys(vocab))}
+    (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+
+
+def write_unigram(folder: Path, counts: Counter) -> None:
+    """tokenizer.json with a unigram model (Kudo 2018): a piece a word, its log-frequency; single
+    letters far below, so that a word of the world is never cut."""
+    pieces = Counter()
+    for word, count in counts.items():
+        bare = word.strip()
+        pieces["\u2581" + bare if bare.isalnum() else bare] += count
+    total = sum(counts.values())
+    vocab = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], ["\u2581", -12.0]]
+    vocab += [[piece, math.log(count / total)] for piece, count in pieces.most_common()]
+    vocab += [[char, -14.0] for char in map(chr, range(33, 127)) if char not in pieces]
+    space = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always",
+             "split": True}
+    end = {"SpecialToken": {"id": "</s>", "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+               "special": True}
+    (folder / "tokenizer.json").write_text(json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
+        "added_tokens": [{"id": i, "content": vocab[i][0], **special} for i in range(3)],
+        "pre_tokenizer": space, "decoder": space,
+        "post_processor": {
+            "type": "TemplateProcessing", "single": [first, end],
+            "pair": [first, end, second, end],
+            "special_tokens": {"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}}},
+        "model": {"type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": False}},
+        ensure_ascii=False))
+
+
+# ---- what is read --------------------------------------------------------------------------------
+class Clips:
+    """Examples of the video tasks about clips that nobody drew."""
+
+    def __init__(self, count: int, seed: int):
+        with TemporaryDirectory() as folder:
+            moving.build(Path(folder) / "video", count, seed + 1, drawn=False)   # 0: the built-in
+            self.shots = json.loads((Path(folder) / "video/stories.json").read_text())
+            self.examples = {}
+            for task in moving.TASKS:
+                for split in ("train", "val"):
+                    self.examples[task, split] = data.load_examples(task, split, folder)
+
+    def texts(self) -> list[str]:
+        """All that its tasks say."""
+        questions, answers = [], []
+        for task in moving.TASKS:
+            for ex in self.examples[task, "train"][:4000]:
+                questions.append(f"{ex.context} {ex.text} {data.TASKS[task].prefix}")
+                answers += ex.targets
+        return questions + answers + [" ".join(MOMENTS)] * 1000
+
+
+def offered(text: str, choice: str) -> str:
+    """What a question says behind the name of a choice."""
+    return re.search(f"{choice}: (.*?) \\.", text)[1]
+
+
+class Reader:
+    """Items of the world as ids. An item: (encoder ids, bags of word ids or None, target ids)."""
+
+    def __init__(self, folder: Path, clips: Clips | None = None):
+        self.tokenizer, self.clips = load_tokenizer(folder), clips
+        self.easy = 0.0                                     # share of easy examples of clips
+        self.mask = self.tokenizer.ids.get("<mask>", self.tokenizer.unk_id)
+
+    def ids(self, text: str) -> list[int]:
+        return data.token_ids(self.tokenizer, text, None)   # remembered: do not change the list
+
+    def phrase(self, text: str) -> list[int]:
+        """Ids of words as they stand in the middle of a text, without special tokens."""
+        frame = (self.tokenizer.bos_id, self.tokenizer.eos_id)
+        return [i for i in self.ids(" " + text) if i not in frame]
+
+    def bags(self, scenes: tuple[Scene, ...], rng: Random, dense: bool) -> list[list[int]]:
+        """One to three bags an object, and some for empty places, which know only where they are;
+        dense: four for every place, like the tokens of a picture."""
+        bags = []
+        for number, scene in enumerate(scenes):
+            mark = self.phrase(MARKS[number]) if len(scenes) > 1 else []
+            for phrase in describe(scene):
+                copies = 4 if dense else 1 + int(rng.random() * 2.5)
+                bags += [self.phrase(phrase) + mark] * copies
+            taken = {obj[PLACE] for obj in scene}
+            free = [place for place in PLACES if place not in taken]
+            places = free * 4 if dense else rng.sample(free, int(rng.random() * 4))
+            bags += [self.phrase(place) + mark for place in places]
+        rng.shuffle(bags)
+        return bags
+
+    def clip(self, rng: Random, task: str, split: str) -> tuple[list, list, list]:
+        """A bag a frame, which knows its moment and what it shows. In easy training examples the
+        right answer is all that there is to see."""
+        ex = pick(rng, self.clips.examples[task, split])
+        answer, shots = pick(rng, tuple(ex.targets)), self.clips.shots[ex.images[0]]
+        right = None
+        if f"{answer}: " in ex.text and split == "train" and rng.random() < self.easy:
+            right = offered(ex.text, answer)
+        bags = []
+        for order, (kind, color, motion) in zip(moving.ORDER, shots):
+            if right in (None, kind, color, motion):
+                for moment, radius in zip(MOMENTS, moving.MOTIONS[motion]):
+                    size = SIZE_WORDS[radius]
+                    bags.append(self.phrase(f"{order} {moment} {size} {color} {kind}"))
+        return data.text_ids(ex, self.tokenizer), bags, self.ids(answer)
+
+    def choice(self, rng: Random) -> tuple[list, None, list]:
+        """Which of the choices is it? Text alone: "star a0: cross . a1: star . tvqa:"."""
+        task = pick(rng, ("tvqa", "how2qa"))
+        ex = pick(rng, self.clips.examples[task, "train"])
+        (answer,) = ex.targets
+        text = f"{offered(ex.text, answer)} {ex.text[ex.text.index('a0:'):]} {task}:"
+        return self.ids(text), None, self.ids(answer)
+
+    def described(self, rng: Random, task: str, scenes: tuple[Scene, ...], text: str) -> list[int]:
+        """A question with its scenes in words: "vqa: is there a star? scene: left red star"."""
+        text += " scene:"
+        for number, scene in enumerate(scenes):
+            phrases = describe(scene)
+            if task == "list" or rng.random() < 0.5:
+                rng.shuffle(phrases)
+            if len(scenes) > 1:
+                text += f" {MARKS[number]}:"
+            text += "".join(f" {phrase}," for phrase in phrases)
+        ids = self.tokenizer.encode(text.removesuffix(","))
+        if task == "list":                                  # BART's and T5's own task: denoising
+            for i in range(5, len(ids) - 1):
+                if rng.random() < 0.1:
+                    ids[i] = self.mask
+        return ids
+
+    def item(self, rng: Random, task: str, how: str, most: int) -> tuple[list, list | None, list]:
+        """how: "plain" (all is text), "bags", "dense", or a split of the clips; most: objects."""
+        if task in moving.TASKS:
+            return self.clip(rng, task, how)
+        if task == "choice":
+            return self.choice(rng)
+        if task == "list":
+            scenes = example("caption", rng, True, most).scenes
+            text, answer = "list: ", ", ".join(describe(scenes[0]))
+        else:
+            scenes, text, answer, _ = example(task, rng, True, most)
+            text = data.TASKS[task].prefix + text
+        if how == "plain":
+            return self.described(rng, task, scenes, text), None, self.ids(answer)
+        return self.ids(text), self.bags(scenes, rng, how == "dense"), self.ids(answer)
+
+    def batch(self, rng: Random, tasks: tuple[str, ...], how: str, size: int, most: int = 5,
+              vary: bool = False) -> tuple[Tensor, Tensor | None, Tensor]:
+        """ids (B, L), bags (B, M, words) padded with -1 or None, labels (B, T). With `vary`, half
+        of the scenes may have fewer objects than `most`."""
+        items = []
+        for _ in range(size):
+            task, objects = pick(rng, tasks), most
+            if vary and rng.random() < 0.5:
+                objects = 1 + int(rng.random() * most)
+            items.append(self.item(rng, task, how, objects))
+        texts, bags, answers = zip(*items)
+        padded = None
+        if how != "plain":
+            flat = data.pad([*chain(*bags)], -1)
+            padded = pad_sequence(flat.split([len(each) for each in bags]), True, -1)
+        return data.pad(texts, self.tokenizer.pad_id), padded, data.pad(answers, -100)
+
+
+# ---- the model -----------------------------------------------------------------------------------
+def see(model: t5.EncoderDecoder, bags: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+    """Bags (B, M, words) -> visual tokens (B, M, D) and their mask. The scale and the noise vary,
+    as nobody knows how a method will write."""
+    v = (model.shared(bags.clamp(min=0)) * (bags >= 0)[..., None]).sum(2)      # B, M, D
+    v = F.layer_norm(v, v.shape[-1:])
+    if model.training:
+        v = v * (0.6 + torch.rand(len(v), 1, 1))
+        v = v + noise * torch.rand(len(v), 1, 1) * torch.randn_like(v)
+    return v, (bags >= 0).any(-1)
+
+
+def answer_logits(model: t5.EncoderDecoder, ids: Tensor, bags: Tensor | None, labels: Tensor,
+                  noise: float = 0.0) -> Tensor:
+    visual, seen = (None, None) if bags is None else see(model, bags, noise)
+    memory, mask = model.encode(ids, visual, seen)
+    return model.logits(model.decode(model.shift_right(labels), mask, model.start_cache(memory)))
+
+
+@torch.no_grad()
+def read_well(model: t5.EncoderDecoder, reader: Reader, count: int) -> dict[str, float]:
+    """Percent of described scenes and clips answered right ("list", captions: of tokens), on
+    held-out pairs too."""
+    model.eval()
+    rng, found = Random(123456), {}
+    asked = [*product(("plain", "bags", "dense"), ("vqa", "gqa", "nlvr", "list"))]
+    if reader.clips:
+        asked += [("plain", "choice"), *product(("val",), moving.TASKS)]
+    for how, task in asked:
+        ids, bags, labels = reader.batch(rng, (task,), how, count)
+        right = answer_logits(model, ids, bags, labels).argmax(-1) == labels
+        real = labels != -100
+        right = right[real] if task in ("list", "tvc", "yc2c") else (right | ~real).all(1)
+        found[f"{how}/{task}".replace("val/", "")] = round(100 * right.float().mean().item(), 1)
+    model.train()
+    return found
+
+
+def lm_config(kind: str, vocab: int, positions: int = SHORT_TEXT) -> t5.Config:
+    """Small, and without BART's ban on repeated 3-grams: captions here repeat "at the top"."""
+    size = {"vocab": vocab, "layers": (3, 2), "d_kv": 32, "dropout": 0.0, "no_repeat_ngram": 0}
+    if kind == "bart":
+        return replace(t5.bart(128, 4, 512, 3), positions=positions, **size)
+    return replace(t5.t5(128, 4, 256, 3, v11=True), **size)
+
+
+@torch.no_grad()
+def go_on(model: t5.EncoderDecoder, tokenizer, folder: Path) -> None:
+    """Begins with an older model, which knows some of the words and of the positions."""
+    before, known = dict(load_lm(folder).named_parameters()), load_tokenizer(folder).ids
+    rows = [(i, known[token]) for token, i in tokenizer.ids.items() if token in known]
+    new, old = map(torch.tensor, zip(*rows))
+    for name, parameter in model.named_parameters():
+        if parameter.shape == before[name].shape:
+            parameter.copy_(before[name])
+        elif name == "shared.weight":
+            parameter[new] = before[name][old]
+        else:                                               # the tables of positions
+            parameter[:len(before[name])] = before[name]
+
+
+# ---- training ------------------------------------------------------------------------------------
+def make_optimizer(model: t5.EncoderDecoder, lr: float) -> torch.optim.AdamW:
+    """T5 folds the attention's scale into q: a step of Adam moves its scores sqrt(d_kv) times as
+    far as BART's, and they never learn what to look for. So q's learning rate is folded, too."""
+    config = model.config
+    matrices, vectors, queries = [], [], []
+    for name, parameter in model.named_parameters():
+        if config.is_t5 and name.endswith(".q.weight"):
+            queries.append(parameter)
+        elif parameter.dim() > 1:
+            matrices.append(parameter)
+        else:
+            vectors.append(parameter)
+    groups = [{"params": matrices, "weight_decay": 0.01, "share": 1.0},
+              {"params": vectors, "weight_decay": 0.0, "share": 1.0},
+              {"params": queries, "weight_decay": 0.01, "share": config.d_kv ** -0.5}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+
+
+def draw_batch(reader: Reader, rng: Random, done: float, size: int):
+    """A batch for training; done: the share of the steps that are done."""
+    most = min(5, 2 + int(4 * done / 0.3))                  # first scenes of one or two objects
+    how = "bags"
+    if rng.random() < 0.15:
+        how = "plain"
+    elif rng.random() < 0.15:
+        how = "dense"
+    tasks = LONG if rng.random() < 0.2 else SHORT
+    if reader.clips and rng.random() < 0.7:
+        tasks, how = CLIP_TASKS, "train"
+        reader.easy, choices = (0.8, 0.3) if done <= 1 / 3 else (0.2, 0.15)
+        if rng.random() < choices:
+            tasks, how = ("choice",), "plain"
+    return reader.batch(rng, tasks, how, size // 2 if how == "dense" else size, most, vary=True)
+
+
+def save_lm(model: t5.EncoderDecoder, kind: str, folder: Path, card: dict) -> None:
+    """The published layout: config.json, model.safetensors in fp16, the tokenizer's files."""
+    c = model.config
+    fields = {"model_type": kind, "d_model": c.d, "vocab_size": c.vocab, "pad_token_id": c.pad,
+              "eos_token_id": c.eos, "decoder_start_token_id": c.start, "is_encoder_decoder": True}
+    if kind == "bart":
+        fields |= {"dropout": c.dropout, "encoder_layers": c.layers[0],
+                   "decoder_layers": c.layers[1], "encoder_attention_heads": c.heads,
+                   "decoder_attention_heads": c.heads, "encoder_ffn_dim": c.ffn,
+                   "decoder_ffn_dim": c.ffn, "activation_function": c.activation,
+                   "max_position_embeddings": c.positions - 2, "bos_token_id": c.bos,
+                   "no_repeat_ngram_size": c.no_repeat_ngram, "early_stopping": c.early_stopping}
+    else:
+        fields |= {"dropout_rate": c.dropout, "num_layers": c.layers[0],
+                   "num_decoder_layers": c.layers[1], "num_heads": c.heads, "d_kv": c.d_kv,
+                   "d_ff": c.ffn, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+                   "relative_attention_num_buckets": c.buckets,
+                   "relative_attention_max_distance": c.max_distance, "layer_norm_epsilon": c.eps}
+    tensors = weights.published(model, table(c))
+    weights.write(folder / "model.safetensors",
+                  {name: tensor.half() for name, tensor in tensors.items()})
+    for name, content in (("config", fields), ("card", card)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m world.pretrain_lm", description="Tiny BART and T5.")
+    parser.add_argument("model", choices=RECIPES)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--clips", type=int, default=12000, help="of video: clips to read about")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="folder to write to")
+    args = parser.parse_args(argv)
+    name, steps, lr = RECIPES[args.model]
+    kind = "t5" if args.model == "t5" else "bart"
+    steps, folder = args.steps or steps, args.out or WEIGHTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)                                # sums do not depend on the machine
+    torch.manual_seed(args.seed)
+    rng, clips = Random(args.seed), None
+    if args.model == "video":
+        clips = Clips(args.clips, args.seed)
+    counts = word_counts(Random(0), more=clips.texts() if clips else ())
+    if kind == "bart":
+        write_bpe(folder, counts)
+    else:
+        write_unigram(folder, counts)
+    reader = Reader(folder, clips)
+    positions = LONG_TEXT if clips else SHORT_TEXT
+    model = t5.EncoderDecoder(lm_config(kind, len(reader.tokenizer), positions)).init_weights()
+    noise = 0.3
+    if clips:
+        go_on(model, reader.tokenizer, WEIGHTS / "tiny-bart")
+    if kind == "t5":
+        noise = 0.5                                         # its order embedding is noise, too
+        with torch.no_grad():       # of std 1, embeddings learn slowly; the head, though untied,
+            model.head.weight.copy_(model.shared.weight * model.config.d ** -0.5)   # starts as
+            model.shared.weight.mul_(0.3)                                           # their copy
+    optimizer = make_optimizer(model, lr)
+    warm = min(1000, 1 + steps // 10)
+    for step in tqdm(range(steps), name):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["share"] * min(
+                (step + 1) / warm, (steps - step) / max(1, steps - warm))
+        ids, bags, labels = draw_batch(reader, rng, step / steps, args.batch)
+        loss = token_loss(answer_logits(model, ids, bags, labels, noise), labels)        # B, T
+        loss = (loss.sum(1) / (labels != -100).sum(1) ** 0.7).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 500 == 0:
+            tqdm.write(f"{step + 1} {loss.item():.3f} {read_well(model, reader, 128)}")
+    save_lm(model, kind, folder, {
+        "made by": f"python -m world.pretrain_lm {args.model} --steps {steps}",
+        "examples seen": f"{steps} batches of {args.batch} (dense ones half)",
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "described scenes, % right": read_well(model, reader, 2000)})
+
+
+if __name__ == "__main__":
+    main()
