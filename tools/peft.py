@@ -1,4 +1,10 @@
-"""How does a LoRA (or DoRA) run travel to and from the PEFT library?
+"""How does a tuned model go to other programs, and an adapter of theirs come here?
+
+    python -m tools.peft out/lora FOLDER                       # LoRA or DoRA, for the PEFT library
+    python -m tools.peft out/lora-multiple FOLDER --task vqa   # one task's modules
+    python -m tools.peft out/lora FOLDER --merge               # a published model, LoRA in W
+    python -m tools.peft FOLDER lora.safetensors --lm LM       # PEFT's folder, for train.py --init
+    python -m pytest tests/test_peft.py
 
 PEFT's folder: adapter_config.json says what stands where, adapter_model.safetensors holds the
 tensors, under the transformers model's names behind "base_model.model.":
@@ -9,220 +15,293 @@ tensors, under the transformers model's names behind "base_model.model.":
     <Linear>.tune.m                   <its published name>.lora_magnitude_vector     out (DoRA)
     <Linear or norm>.bias             <its published name>[.base_layer].bias         bias "all"
 
-PEFT has no place for the visual embedding: it lies beside, in visual_embedding.safetensors.
-
-    python -m tools.peft out/lora FOLDER                          # a run, for PEFT
-    python -m tools.peft out/lora-multiple FOLDER --task vqa      # one task's modules
-    python -m pytest tests/test_interchange.py
+A merged folder is a published one: config.json, model.safetensors, the tokeniser's files. Neither
+has a place for the visual embedding: it lies beside, in visual_embedding.safetensors, which is an
+adapter file of row frozen.
 """
 import argparse
 import json
-import os
 import re
-import sys
-from dataclasses import dataclass, field
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-import adapters
-import methods as rows
+import methods
 import t5
-from support import published_lm, weights
-from support.gate import read_json
-from model import VLModel, vocabulary, widths
+from adapters import Adapter, Add, Context, DoRA
+from config import task_list
+from model import VLModel, vocabulary
+from support import published_lm, runs, weights
+from support.gate import Number, check, program, read_json, reading, replace_file
 
 CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 VISUAL = "visual_embedding.safetensors"
-# Fields of PEFT's config that are read here or change no number; all others must be off. Of the
-# ways to begin, some change the frozen weights (pissa): such an adapter fits no published model.
-KNOWN = set("""peft_type r lora_alpha bias use_dora use_rslora init_lora_weights lora_dropout
-    target_modules exclude_modules layers_to_transform layers_pattern base_model_name_or_path
-    task_type auto_mapping revision inference_mode peft_version megatron_core eva_config
-    qalora_group_size""".split())
-ALLOWED = {"peft_type": ("LORA",), "bias": ("none", "all"),
-           "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal")}
+PREFIX, A = "base_model.model.", ".lora_A.weight"
+TAILS = {"net.down.weight": A, "net.up.weight": ".lora_B.weight", "m": ".lora_magnitude_vector"}
+
+# Fields of PEFT's config that are read, and those that change no number; all others must be off.
+FIELDS = {
+    "peft_type": {"LORA"}, "r": Number(1, whole=True), "lora_alpha": Number(),
+    "lora_dropout?": Number(0, 0.999), "use_dora?": bool, "use_rslora?": bool,
+    "bias?": {"none", "all"},
+    # Other ways to begin (pissa) change the frozen weights: they fit no published model.
+    "init_lora_weights?": {True, False, "gaussian", "eva", "orthogonal"},
+}
+FREE = set("""target_modules exclude_modules layers_to_transform layers_pattern revision
+    base_model_name_or_path task_type auto_mapping inference_mode peft_version megatron_core
+    eva_config qalora_group_size""".split())
+# Fields of Add that PEFT's config has words for, or that only say how training began.
+SAID = ("r", "reduction", "alpha", "scale", "dropout", "module", "std", "zero")
+
+# Of a published folder, beside its config and weights.
+COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
+          "merges.txt", "spiece.model", "special_tokens_map.json", "added_tokens.json")
 
 
-@dataclass(frozen=True)
-class Lora:
-    """A row in PEFT's words. Equal ones make the same function of the same tensors."""
-    sites: frozenset[str]                                     # all places of each
-    r: int
-    alpha: float
-    dora: bool
-    biases: bool                                              # all of the model's, or none
-    dropout: float = field(default=0.0, compare=False)
-    names: dict[str, str] = field(default_factory=dict, compare=False)      # our tensor -> PEFT's
+def names_table(config: t5.Config) -> weights.Table:
+    """The names of transformers' BartForConditionalGeneration or T5ForConditionalGeneration."""
+    return published_lm.table(config, "" if config.is_t5 else "model.")
 
 
-def export(m: VLModel, folder: str | Path, base: str = "", task: str = "") -> None:
+def build(lm_folder: str, widths: list[int], method: str, changes: str,
+          tasks: tuple[str, ...] = ()) -> VLModel:
+    """The published model with a row installed; widths: of the visual features."""
+    lm = published_lm.load_lm(lm_folder)
+    model = VLModel(lm.resize(vocabulary(lm.config)), widths).eval()
+    model.install(methods.row(method, lm.config.is_t5, changes), tasks)
+    return model
+
+
+def visual(model: VLModel) -> dict[str, Tensor]:
+    return {name: t for name, t in model.trained().items() if name.startswith("visual.")}
+
+
+def write_adapter(path: Path, tensors: dict[str, Tensor], method: str, changes: str) -> None:
+    """A file for train.py --init, with what it wants to know."""
+    config = {"method": method, "set": changes, "tasks": "", "train_clip": False}
+    weights.write(path, tensors, {"config": json.dumps(config)})
+
+
+# ----------------------------------------------------------------------------------- to PEFT
+
+def export(model: VLModel, folder: Path, base: str = "", task: str = "") -> None:
     """Writes the installed LoRA or DoRA row as a PEFT folder, the visual embedding beside it.
 
-    base: name or folder of the published language model. task: whose modules, where there is one
-    a task. ValueError, and nothing written, for what PEFT's format cannot say.
+    base: folder or name of the published language model. task: whose modules, where there is one
+    a task. BadInput, and nothing written, for what PEFT's format cannot say.
     """
-    lora, folder, trained = installed(m, task), Path(folder), m.trained()
-    targets = [to_peft(m, name).removeprefix("base_model.model.") for name in m.installed]
-    config = {"peft_type": "LORA", "task_type": "SEQ_2_SEQ_LM", "r": lora.r,
-              "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "use_dora": lora.dora,
-              "use_rslora": False, "bias": "all" if lora.biases else "none",
-              "target_modules": sorted(targets), "fan_in_fan_out": False, "modules_to_save": None,
-              "init_lora_weights": True, "inference_mode": True,
+    with reading("PEFT's format"):
+        said = peft_config(model, task)
+    names, trained = peft_names(model, task), model.trained()
+    targets = [name.removeprefix(PREFIX).removesuffix(A) for name in names.values()
+               if name.endswith(A)]
+    config = {"peft_type": "LORA", "task_type": "SEQ_2_SEQ_LM", **said,
+              "target_modules": sorted(targets), "use_rslora": False, "fan_in_fan_out": False,
+              "modules_to_save": None, "init_lora_weights": True, "inference_mode": True,
               "base_model_name_or_path": base or None}
-    weights.write(folder / VISUAL, {n: t for n, t in trained.items() if n.startswith("visual.")})
-    weights.write(folder / ADAPTER, {theirs: trained[n] for n, theirs in lora.names.items()},
+    write_adapter(folder / VISUAL, visual(model), "frozen", "")
+    weights.write(folder / ADAPTER, {theirs: trained[ours] for ours, theirs in names.items()},
                   {"format": "pt"})
-    unfinished = folder / f".{CONFIG}.{os.getpid()}"
-    unfinished.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / CONFIG)
+    replace_file(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
-def load(m: VLModel, folder: str | Path, task: str = "") -> bool:
-    """Fills the installed LoRA or DoRA row from a PEFT folder. Returns whether the visual
-    embedding, too, was there and filled. task: whose modules, where there is one a task.
+def peft_config(model: VLModel, task: str) -> dict:
+    """The installed row in PEFT's words; AssertionError for what they cannot say."""
+    adds, opened = list(set(model.method.at.values())), model.method.open
+    lora = Add(reads="x", linear=True, per_task="all" if task else None)
+    if len(adds) == 1 and adds[0].module in (Adapter, DoRA):
+        lora = replace(lora, **{name: getattr(adds[0], name) for name in SAID})
+    linears = [module for module in model.installed.values() if isinstance(module, t5.Linear)]
+    ranks = {lora.width(linear.out_features) for linear in linears}
+    # Whole descriptions are compared, so that no field of Add, old or new, is forgotten.
+    same = adds == [lora] and len(linears) == len(model.installed) and len(ranks) == 1
+    assert same and opened in ((), ("biases",)), (
+        "it can say LoRA or DoRA, dense and with s 1, behind Linears, with one r, alpha and "
+        f"dropout, and all biases or none; this row is {model.method.formula}, at "
+        f"{', '.join(model.method.at) or 'no site'}, and opens {'+'.join(opened) or 'nothing'}")
+    (r,) = ranks
+    return {"r": r, "lora_alpha": lora.scale * (r if lora.alpha is None else lora.alpha),
+            "lora_dropout": lora.dropout, "use_dora": lora.module is DoRA,
+            "bias": "all" if opened else "none"}
 
-    Places, r, alpha, DoRA, biases, names and shapes must agree: else ValueError, which says what
-    row would fit, and nothing is changed.
+
+def peft_names(model: VLModel, task: str = "") -> dict[str, str]:
+    """Our name of what the row trains in the language model -> PEFT's."""
+    table, names = names_table(model.lm.config), {}
+    tune = f".tune.{task}." if task else ".tune."
+    for name, p in model.lm.named_parameters("lm"):
+        module, _, tail = name.partition(tune)
+        if not p.requires_grad or not tail and ".tune." in name:
+            continue                                        # frozen, or another task's
+        module = module.removesuffix(".bias")
+        if tail:
+            end = TAILS[tail]
+        elif module in model.installed:
+            end = ".base_layer.bias"                        # PEFT wraps the Linears that it adapts
+        else:
+            end = ".bias"
+        names[name] = PREFIX + weights.to_published(module.removeprefix("lm."), table)[0] + end
+    return names
+
+
+# --------------------------------------------------------------------------------- from PEFT
+
+def from_peft(folder: Path, lm_folder: str, path: Path) -> tuple[str, str]:
+    """Writes a PEFT folder as an adapter file. Returns --method and --set of the row that it fits.
+
+    The visual embedding comes along where it lies beside. BadInput for what no row can hold.
     """
-    folder = Path(folder)
-    theirs, tensors = read(m, folder)
-    try:
-        ours, why = installed(m, task), "another row is installed"
-    except ValueError as e:
-        ours, why = None, str(e)
-    if ours != theirs:
-        raise ValueError(f"{folder} fits {row(m, theirs, task)}, but {why}: install the one that "
-                         "fits")
-    back, trained = {theirs: name for name, theirs in ours.names.items()}, m.trained()
-    source = {back.get(name, name): t for name, t in tensors.items()}
-    target = {name: trained[name] for name in ours.names}
-    if visual := (folder / VISUAL).is_file():
-        source |= weights.read(folder / VISUAL)
-        target |= {n: t for n, t in trained.items() if n.startswith("visual.")}
-    weights.load(target, source, where=str(folder))
-    return visual
+    content, source, beside = read_json(folder / CONFIG), folder / ADAPTER, {}
+    with reading(folder / CONFIG):
+        check(content, FIELDS)
+        known = FREE | {name.rstrip("?") for name in FIELDS}
+        odd = [f"{name} {value!r}" for name, value in content.items()
+               if value and name not in known]
+        assert not odd, f"{', '.join(odd)} is nothing that a row can say: train without it"
+    if not source.exists() and source.with_suffix(".bin").exists():
+        source = source.with_suffix(".bin")                 # a pickle: read says how to convert it
+    tensors = weights.read(source)
+    if (folder / VISUAL).exists():
+        beside = weights.read(folder / VISUAL)
+    with reading(source):
+        method, changes = row_of(content, list(tensors), published_lm.read_config(lm_folder))
+        model = build(lm_folder, runs.widths(beside) or [1], method, changes)
+    names, trained = peft_names(model), model.trained()
+    table = [(theirs, ours) for ours, theirs in names.items()]
+    table.append((f"{PREFIX}final_logits_bias", None))      # in old files, but never trained
+    filled = {name: trained[name] for name in names}
+    weights.load(filled, tensors, table, where=str(source))
+    if beside:
+        weights.load(visual(model), beside, where=str(folder / VISUAL))
+        filled |= visual(model)
+    write_adapter(path, filled, method, changes)
+    return method, changes
 
 
-def table(m: VLModel) -> weights.Table:
-    """PEFT's name of a module of the transformers model, ours."""
-    c = m.lm.config
-    return [(f"base_model.model.{theirs}", ours and f"lm.{ours}")
-            for theirs, ours in published_lm.table(c, "" if c.is_t5 else "model.")]
-
-
-def to_peft(m: VLModel, name: str) -> str:
-    return weights.to_published(name, table(m))[0]
-
-
-def installed(m: VLModel, task: str) -> Lora:
-    """What is installed, in PEFT's words; ValueError for what they cannot say."""
-    names, found = {}, set()
-    for name, place in m.installed.items():
-        tune, at = place.tune, f"{name}.tune"
-        if isinstance(tune, adapters.PerTask) != bool(task) or task and task not in tune:
-            raise ValueError(f"task {task!r} has no module of its own at {name}" if task else
-                             f"there is one module a task at {name}: name the task")
-        tune, at = (tune[task], f"{at}.{task}") if task else (tune, at)
-        net = getattr(tune, "net", None)
-        if not (isinstance(place, t5.Linear) and isinstance(net, adapters.Bottleneck)
-                and net.linear and all(isinstance(d, adapters.Dense) for d in (net.down, net.up))
-                and tune.reads_x and tune.gate is None and tune.s == 1):
-            raise ValueError(f"PEFT's format cannot say what is installed at {name}: it can say "
-                             "LoRA and DoRA, dense, with s 1, behind a Linear, not merged")
-        r, dora = net.down.out_features, isinstance(tune, adapters.DoRA)
-        found.add((r, number(tune.scale * r), "DoRA" if dora else "LoRA", tune.dropout))
-        theirs = to_peft(m, name)
-        names |= {f"{at}.net.down.weight": f"{theirs}.lora_A.weight",
-                  f"{at}.net.up.weight": f"{theirs}.lora_B.weight"}
-        names |= {f"{at}.m": f"{theirs}.lora_magnitude_vector"} if dora else {}
-    if len(found) != 1:
-        raise ValueError("PEFT's format wants modules of one r, alpha, kind and dropout; installed "
-                         f"are {', '.join(map(str, sorted(found))) or 'none'}")
-    biases = {n for n, _ in m.lm.named_parameters("lm") if n.endswith(".bias")}
-    if m.base and m.base.keys() != biases:
-        raise ValueError("PEFT's format can say that all biases are trained, and nothing else of "
-                         f"the language model; the row opens {'+'.join(m.method.open)}")
-    for name in m.base:
-        module = name.removesuffix(".bias")
-        names[name] = f"{to_peft(m, module)}{'.base_layer' * (module in m.installed)}.bias"
-    (r, alpha, kind, dropout), = found
-    return Lora(frozenset(m.method.at), r, alpha, kind == "DoRA", bool(m.base), dropout, names)
-
-
-def number(x: float) -> float:
-    """Without the rounding error of alpha / r * r; an int where it is one."""
-    x = float(f"{x:.9g}")
-    return int(x) if x.is_integer() else x
-
-
-def read(m: VLModel, folder: Path) -> tuple[Lora, dict[str, Tensor]]:
-    """What a PEFT folder says, and its tensors; ValueError for what no row of m could hold."""
-    pickle, path = folder / "adapter_model.bin", folder / CONFIG
-    if pickle.exists() and not (folder / ADAPTER).exists():
-        raise ValueError(f"{pickle} is a pickle, which can run code when opened, and is not read "
-                         f"here; convert it: {weights.CONVERT.format(pickle, folder / ADAPTER)}")
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: give a folder that PEFT's save_pretrained "
-                                "or interchange.py wrote")
-    c, tensors = read_json(path), dict(weights.read(folder / ADAPTER))
-    if odd := [f"{k} {v!r}" for k, v in c.items()
-               if v and k not in KNOWN or k in ALLOWED and v not in ALLOWED[k]]:
-        raise ValueError(f"{path}: {', '.join(odd)} is nothing that a row can say: train the "
-                         "adapter without it")
-    tensors.pop("base_model.model.final_logits_bias", None)     # in old files, but never trained
-    modules, linears = dict(m.named_modules()), set()
+def row_of(content: dict, tensors: list[str], config: t5.Config) -> tuple[str, str]:
+    """--method and --set of the row that makes the same function of the same tensors."""
+    sites = set()
     for name in tensors:
-        if name.endswith(".lora_A.weight"):
-            ours = weights.to_ours(name.removesuffix(".lora_A.weight"), table(m)) or [()]
-            if not isinstance(modules.get("".join(ours[0])), t5.Linear):
-                raise ValueError(f"{folder / ADAPTER}: {name} adapts what is no Linear of this "
-                                 "language model: give an adapter of this one")
-            linears.update(ours[0])
-    sites = frozenset(re.sub(r"^lm\.|\.blocks\.\d+|\.f(?=\.)", "", name) for name in linears)
-    if {name for site in sites for name, _ in m.sites(site)} != linears or not sites:
-        raise ValueError(f"{folder / ADAPTER} adapts some layers of a stack and others not, which "
-                         "no row does: adapt all")
-    r, alpha = c.get("r"), c.get("lora_alpha")
-    if type(r) is not int or r < 1 or type(alpha) not in (int, float):
-        raise ValueError(f"{path}: r is {r!r} and lora_alpha {alpha!r}, which should be numbers")
-    biases = c.get("bias") == "all" and not m.lm.config.is_t5             # T5 has none
-    alpha = number(alpha * r ** 0.5 if c.get("use_rslora") else alpha)
-    return Lora(sites, r, alpha, bool(c.get("use_dora")), biases), tensors
+        if name.endswith(A):
+            published = name.removeprefix(PREFIX).removesuffix(A)
+            ours, _ = weights.to_ours(published, names_table(config)) or ([], False)
+            assert ours, f"{name} fits nothing in this language model: give an adapter of this one"
+            # "encoder.blocks.3.self_attn.f.q" is a place of the site "encoder.self_attn.q"
+            sites.add(re.sub(r"\.blocks\.\d+|\.f(?=\.)", "", ours[0]))
+    method = "dora" if content.get("use_dora") else "lora"
+    default = methods.methods(config.is_t5)[method]
+    r, alpha, dropout = content["r"], content["lora_alpha"], content.get("lora_dropout") or 0
+    if content.get("use_rslora"):
+        alpha *= r ** 0.5                                   # alpha / sqrt(r) is their scale
+    changes = [f"{site}={method}" for site in sorted(sites - default.at.keys())]
+    changes += [f"{site}=none" for site in default.at if site not in sites]
+    changes += [f"r={r}", f"alpha={alpha:.12g}", f"dropout={dropout:.12g}"]
+    if default.open and content.get("bias") != "all":       # BART's; T5 has no biases
+        changes.append("open=none")
+    return method, ",".join(changes)
 
 
-def row(m: VLModel, lora: Lora, task: str) -> str:
-    """What installs this row, as train.py's command line says it."""
-    method = "dora" if lora.dora else "lora"
-    default = adapters.methods(m.lm.config.is_t5)[method]
-    changes = [f"{site}={method}" for site in sorted(lora.sites - default.at.keys())]
-    changes += [f"{site}=none" for site in default.at if site not in lora.sites]
-    changes += [f"r={lora.r}", f"alpha={lora.alpha}"] + ["per_task=all"] * bool(task)
-    if lora.biases != bool(default.open):
-        changes.append(f"open={'biases' if lora.biases else 'none'}")
-    return f"--method {method} --set {','.join(changes)}"
+# ------------------------------------------------------------------------------------ merging
+
+def probe(lm: t5.EncoderDecoder, name: str, ctx: Context) -> tuple[Tensor, Tensor]:
+    """W' (out, in) and b' (out) of a Linear and what is installed behind it.
+
+    A function f(x) = W' x + b' is known from a few questions, whatever it is made of:
+
+        b' = f(0),    column i of W' = f(e_i) - b'          e_i: 1 at i, else 0
+
+    What stands behind a feed-forward's activation, h' = T h, goes into the Linear that reads it:
+    f(h) = W_wo T h + b.
+    """
+    linear = lm.get_submodule(name)
+    assert isinstance(linear, t5.Linear), f"{name} is no Linear: what stands there stays beside it"
+    zero = linear.weight.new_zeros(1, linear.in_features)
+    x = torch.cat([zero, torch.eye(linear.in_features).to(zero)])[None]     # 1, 1 + in, in
+    if name.endswith(".wo"):
+        hidden = lm.get_submodule(name.replace(".wo", ".hidden"))
+        x = hidden(x, x.new_zeros(*x.shape[:2], hidden.in_features), ctx)
+    y = linear(x, ctx)[0]                                                   # 1 + in, out
+    return (y[1:] - y[0]).T, y[0]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Writes a LoRA or DoRA run as a PEFT folder.")
-    parser.add_argument("run", help="run folder of train.py")
-    parser.add_argument("folder", help="folder to write")
+@torch.no_grad()
+def merge(model: VLModel, lm_folder: str, folder: Path, task: str = "") -> None:
+    """Writes the language model, what is installed merged into its weights, as a published folder.
+
+    lm_folder: the published model that was tuned. The vocabulary stays as it was there, so that
+    the tokeniser's files fit: rows of added tokens are frozen, and resize draws the same again.
+    BadInput, and nothing written, if the result is another function.
+    """
+    # In float64 a difference is a mistake, not rounding; W' is rounded once, when it is written.
+    model, merged = model.double().eval(), published_lm.load_lm(lm_folder).double()
+    tuned = dict(model.lm.named_parameters())               # norms and biases may be opened, too
+    with reading("this row cannot be merged"):
+        ctx = model.context((task,), torch.device("cpu"))
+        for place in model.installed:
+            name = place.removeprefix("lm.").replace(".hidden", ".wo")
+            tuned[f"{name}.weight"], tuned[f"{name}.bias"] = probe(model.lm, name, ctx)
+        for name, p in merged.named_parameters():
+            p.copy_(tuned[name][:len(p)])
+        tensors = weights.published(merged, names_table(merged.config))     # before it is resized
+        # Both models answer two random texts with random visual tokens.
+        generator, c = torch.Generator().manual_seed(0), model.lm.config
+        text = torch.randint(c.vocab, (2, 20), generator=generator)
+        inputs = text[:, :12], text[:, 12:], torch.randn(2, 5, c.d, generator=generator).double()
+        want, got = model.lm(*inputs, ctx), merged.resize(c.vocab)(*inputs)             # 2, 8, V
+        far = (got - want).abs().max() / want.abs().max()
+        assert far < 1e-9, (
+            f"its logits would differ by {far:.2g} of the largest: what is installed is not linear "
+            "in x, adds a bias that this model has no place for, or trains rows of added tokens")
+    config = read_json(Path(lm_folder) / "config.json")
+    config = {name: value for name, value in config.items() if "dtype" not in name}   # now fp32
+    replace_file(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    for name in COPIED:
+        if (Path(lm_folder) / name).exists():
+            shutil.copy(Path(lm_folder) / name, folder / name)
+    write_adapter(folder / VISUAL, visual(model.float()), "frozen", "")
+    weights.write(folder / weights.WHOLE, {name: t.float() for name, t in tensors.items()},
+                  {"format": "pt"})
+
+
+# ------------------------------------------------------------------------------- command line
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m tools.peft", description="Runs to and from PEFT.")
+    parser.add_argument("source", help="run folder of train.py; with --lm, a folder of PEFT")
+    parser.add_argument("target", type=Path, help="folder to write; with --lm, an adapter file")
     parser.add_argument("--task", default="", help="whose modules, where there is one a task")
-    args = parser.parse_args()
-    path = Path(args.run) / "adapter.safetensors"
-    try:
-        held = weights.read(path)
-        config = json.loads(held.metadata.get("config", "{}"))
-        if config.get("control", "random-lm") == "random-lm":
-            raise ValueError(f"{path} adapts no published model, or no run of train.py wrote it")
-        lm = published_lm.load_lm(config["lm"])
-        m = VLModel(lm.resize(vocabulary(lm.config)), widths(held))
-        m.install(rows.row(config["method"], lm.config.is_t5, config["set"]),
-                  tuple(config["tasks"].split(",")))
-        m.load_trained(path)
-        export(m, args.folder, config["lm"], args.task)
-    except (ValueError, OSError) as error:
-        sys.exit(f"interchange.py: {error}")
+    parser.add_argument("--merge", action="store_true", help="write a published language model "
+                        "with LoRA, DoRA or (IA)3 in its weights")
+    parser.add_argument("--lm", help="read PEFT's folder, which adapts this language model")
+    args = parser.parse_args(argv)
+    with reading(args.target):
+        assert not args.target.exists(), "it exists: name another one, or delete it"
+    if args.lm:
+        method, changes = from_peft(Path(args.source), args.lm, args.target)
+        print(f"begin with it: python train.py --lm {args.lm} --init {args.target} "
+              f"--method {method} --set {changes}")
+        return
+    config, path = runs.read_config(args.source, device="cpu"), f"{args.source}/adapter.safetensors"
+    with reading(args.source):
+        more = config.pretrained or config.train_clip or config.control == "random-lm"
+        assert not more, ("with --pretrained, --train-clip yes or --control random-lm it is more "
+                          "than an adapter of a published language model")
+    held = weights.read(path)
+    model = build(config.lm, runs.widths(held), config.method, config.set,
+                  tuple(task_list(config)))
+    weights.load(model.trained(), held, where=path)
+    with reading("--task"):
+        assert not model.per_task or args.task in model.tasks, \
+            f"there is one module a task: name one of {', '.join(model.tasks)}"
+        assert model.per_task or not args.task, "no task has a module of its own: leave it out"
+    if args.merge:
+        merge(model, config.lm, args.target, args.task)
+    else:
+        export(model, args.target, config.lm, args.task)
 
 
 if __name__ == "__main__":
