@@ -20,7 +20,7 @@ from PIL import Image
 import data
 from support.gate import BadInput
 from support.tokenizer import load_tokenizer
-from world import moving, scenes
+from world import moving, shapes
 
 ROOT = Path(__file__).parent.parent
 SPLITS = {"train": "train", "val": "val", "test_public": "test"}       # of files, of clips' names
@@ -49,7 +49,7 @@ def parse_line(said, source, shots):
         "now()? (paint|cut|wash|move)"
     who, verb, word, one = re.fullmatch(rf"{begin} the (\w+)( one)? \.", said["text"]).groups("")
     named = [i for i, (kind, color, _) in enumerate(shots) if word == (color if one else kind)]
-    if one and word not in scenes.COLORS:
+    if one and word not in shapes.COLORS:
         named = [["first", "second", "third", "fourth"].index(word)]
     (shot,) = named                                          # one, and it is in the clip
     return SimpleNamespace(who=who, verb=verb, shot=shot, word=word, start=said["start"],
@@ -114,7 +114,7 @@ def parse_question(q):
 # ---- every word ----------------------------------------------------------------------------------
 def test_every_answer_is_true(many):
     shots, said, files = many
-    fields = (scenes.KINDS, scenes.COLORS, (*MOVES, "turns around"))
+    fields = (shapes.KINDS, shapes.COLORS, (*MOVES, "turns around"))
     for (task, split), questions in files.items():
         if task not in CHOICES:
             continue
@@ -243,7 +243,7 @@ def test_fields_are_named_alike_often(many):
     """What a line names, and what a question asks, are even; so are what the clips show."""
     shots, said, files = many
     words = [line.word for source in said.values() for spoken in source.values() for line in spoken]
-    named = Counter(next((i for i, known in enumerate((scenes.KINDS, scenes.COLORS)) if x in known),
+    named = Counter(next((i for i, known in enumerate((shapes.KINDS, shapes.COLORS)) if x in known),
                          "order") for x in words)
     shown = [Counter(shot[field] for story in shots.values() for shot in story)
              for field in range(3)]
@@ -256,7 +256,7 @@ def test_fields_are_named_alike_often(many):
 def test_held_out_pairs(many):
     shots, _, files = many
     held = {vid for vid, story in shots.items()
-            if any((color, kind) in scenes.HELD_OUT for kind, color, _ in story)}
+            if any((color, kind) in shapes.HELD_OUT for kind, color, _ in story)}
     assert not any("train" in vid for vid in held)
     for split in ("val", "test_public"):
         share = np.mean([q["vid_name"] in held for task in SOURCE for q in files[task, split]])
@@ -287,7 +287,7 @@ def painted(frame):
     ground = np.median(pixels, 0)
     inside = abs(pixels - ground).sum(1) > 90
     shown = np.median(pixels[inside], 0)
-    return inside.sum(), min(scenes.RGB, key=lambda c: abs(np.array(scenes.RGB[c]) - shown).sum())
+    return inside.sum(), min(shapes.RGB, key=lambda c: abs(np.array(shapes.RGB[c]) - shown).sum())
 
 
 def test_frames_show_the_story(folder):
@@ -303,7 +303,7 @@ def test_frames_show_the_story(folder):
         for i, (kind, color, motion) in enumerate(shots[vid]):
             areas, colors = zip(*map(painted, frames[3 * i:3 * i + 3]))
             assert set(colors) == {color}, (vid, i, colors)
-            full = [np.asarray(scenes.stamp(kind, radius, 0)).sum() / 255
+            full = [np.asarray(shapes.stamp(kind, radius, 0)).sum() / 255
                     for radius in MOVES[motion]]
             assert np.allclose(areas, full, rtol=0.3, atol=12), (vid, i, areas, full)
 

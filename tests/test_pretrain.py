@@ -10,7 +10,7 @@ import transformers
 from support.published_clip import load_clip
 from support.published_lm import load_lm
 from support.tokenizer import load_tokenizer
-from world import pretrain_clip, pretrain_lm, scenes
+from world import pretrain_clip, pretrain_lm, scenes, shapes
 
 CLIP = pretrain_clip.FOLDER
 FOLDERS = {name: pretrain_lm.WEIGHTS / recipe[0] for name, recipe in pretrain_lm.RECIPES.items()}
@@ -33,8 +33,8 @@ def test_the_world_is_in_the_vocabulary(name):
         for _ in range(200):
             item = scenes.example(task, rng, True)
             for text in (f"{task}: {item.text}".strip(), item.answer,
-                         *scenes.captions(item.scenes[0], rng),
-                         ", ".join(scenes.describe(item.scenes[0]))):
+                         *shapes.captions(item.scenes[0], rng),
+                         ", ".join(shapes.describe(item.scenes[0]))):
                 ids = tokenizer.encode(text)
                 assert tokenizer.unk_id not in ids and tokenizer.decode(ids) == text
                 assert len(ids) <= len(pretrain_lm.WORD.findall(text)) + 2

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from support.gate import BadInput
-from world import scenes
+from world import scenes, shapes
 
 ROOT = Path(__file__).parent.parent
 HAND = (("star", "red", "large", "top left"), ("circle", "blue", "small", "center"),
@@ -93,7 +93,7 @@ def reread(text, pair):
         return "yes" if step(s, m[1], m[2], m[3]) else "no"
     if m := re.fullmatch(r"are the (.+) and the (.+) the same (color|shape)", t):
         (a,), (b,) = select(s, m[1]), select(s, m[2])
-        names = set(scenes.COLORS if m[3] == "color" else scenes.KINDS)
+        names = set(shapes.COLORS if m[3] == "color" else shapes.KINDS)
         return "yes" if a["words"] & names == b["words"] & names else "no"
     if m := re.fullmatch(r"(?:where|in what place) is the (.+)", t):
         return select(s, m[1])[0]["place"]
@@ -101,7 +101,7 @@ def reread(text, pair):
                          + STEP + "?", t):
         (only,) = step(s, m[1], m[2], m[3])
         field = 1 if "color" in t else 2 if "what size" in t else 0
-        return (only["words"] & set(scenes.FIELDS[field])).pop()
+        return (only["words"] & set(shapes.FIELDS[field])).pop()
     if m := re.fullmatch(r"is the (.+?)" + STEP + r"? (?:a )?(\w+) or (?:a )?(\w+)", t):
         (only,) = step(s, m[1], m[2], m[3])
         return (only["words"] & {m[4], m[5]}).pop()
@@ -150,26 +150,26 @@ def test_every_answer_is_true(folder):
 
 # ---- words ---------------------------------------------------------------------------------------
 def test_words_of_a_hand_made_scene():
-    assert scenes.describe(HAND) == ["top left large red star", "center small blue circle",
+    assert shapes.describe(HAND) == ["top left large red star", "center small blue circle",
                                     "bottom right small red circle"]
-    assert scenes.captions(HAND, Random(0))[:4] == [
+    assert shapes.captions(HAND, Random(0))[:4] == [
         "a large red star at the top left and a small blue circle in the center",
         "three objects with a large red star at the top left",
         "a red star, a blue circle and a red circle",
         "a picture of a large red star and a small blue circle"]
-    assert scenes.plural(("cross", None, "small", None)) == "small crosses"
-    assert scenes.say((None, "red", None, "left")) == "red thing on the left"
-    assert [o[1] for o in scenes.find(HAND, ("circle", None, "small", None))] == ["blue", "red"]
-    assert scenes.holds(HAND[0], "left of", HAND[1]) and scenes.holds(HAND[0], "above", HAND[1])
-    assert not scenes.holds(HAND[0], "right of", HAND[1])
+    assert shapes.plural(("cross", None, "small", None)) == "small crosses"
+    assert shapes.say((None, "red", None, "left")) == "red thing on the left"
+    assert [o[1] for o in shapes.find(HAND, ("circle", None, "small", None))] == ["blue", "red"]
+    assert shapes.holds(HAND[0], "left of", HAND[1]) and shapes.holds(HAND[0], "above", HAND[1])
+    assert not shapes.holds(HAND[0], "right of", HAND[1])
     level = ("cross", "pink", "small", "right")
-    assert not any(scenes.holds(level, way, HAND[1]) for way in ("above", "below"))
+    assert not any(shapes.holds(level, way, HAND[1]) for way in ("above", "below"))
 
 
 def test_captions_fit_a_decoder_of_20_tokens():
     r = Random(0)
     for _ in range(2000):
-        for caption in scenes.captions(scenes.random_scene(r, True), r):
+        for caption in shapes.captions(shapes.random_scene(r, True), r):
             assert len(re.findall(r"\w+|,", caption)) <= 18, caption
 
 
@@ -181,7 +181,7 @@ def test_examples_keep_their_limits():
             assert len(item.scenes) == (2 if task == "nlvr" else 1)
             for s in item.scenes:
                 assert 1 <= len(s) <= 3 and len({o[3] for o in s}) == len(s)
-                assert not any((o[1], o[0]) in scenes.HELD_OUT for o in s)
+                assert not any((o[1], o[0]) in shapes.HELD_OUT for o in s)
 
 
 def test_the_text_alone_does_not_tell_the_answer():
@@ -204,17 +204,17 @@ def test_answers_are_uniform():
     for _ in range(8000):
         item = scenes.example("vqa", r, True)
         answers[item.type][item.answer] += 1
-    for kind, words in (("color", scenes.COLORS), ("kind", scenes.KINDS), ("size", scenes.SIZES),
-                        ("where", scenes.PLACES), ("exist", ("yes", "no"))):
+    for kind, words in (("color", shapes.COLORS), ("kind", shapes.KINDS), ("size", shapes.SIZES),
+                        ("where", shapes.PLACES), ("exist", ("yes", "no"))):
         shares = np.array([answers[kind][w] for w in words]) / sum(answers[kind].values())
         assert abs(shares - 1 / len(words)).max() < 0.05, (kind, shares)
 
 
 # ---- pictures ------------------------------------------------------------------------------------
-@pytest.mark.parametrize("kind", scenes.KINDS)
+@pytest.mark.parametrize("kind", shapes.KINDS)
 def test_a_picture_shows_its_scene(kind):
     r = Random(3)
-    for color in scenes.COLORS:
+    for color in shapes.COLORS:
         s = ((kind, color, "small", "top"), (kind, color, "large", "bottom left"))
         pixels = np.asarray(scenes.render(s, r)).astype(float)
         assert pixels.shape == (96, 96, 3)
@@ -224,7 +224,7 @@ def test_a_picture_shows_its_scene(kind):
         assert set(np.flatnonzero(painted > 20)) == {1, 6}
         assert painted[6] > 2 * painted[1]
         shown = np.median(cells[6][abs(cells[6] - ground).sum(-1) > 60], 0)
-        nearest = min(scenes.COLORS, key=lambda c: abs(np.array(scenes.RGB[c]) - shown).sum())
+        nearest = min(shapes.COLORS, key=lambda c: abs(np.array(shapes.RGB[c]) - shown).sum())
         assert nearest == color
 
 
@@ -281,7 +281,7 @@ def test_texts_stand_beside_different_answers(folder):
 
 
 def test_held_out_pairs_and_scenes(folder):
-    pairs = [f"{color} {kind}" for color, kind in scenes.HELD_OUT]
+    pairs = [f"{color} {kind}" for color, kind in shapes.HELD_OUT]
     described = read(folder, "scenes")
     held = {name for name, said in described.items() if any(p in x for p in pairs for x in said)}
     assert not any("train" in name for name in held)

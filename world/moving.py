@@ -33,7 +33,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from support.gate import program, reading
-from world.scenes import COLORS, FOLDER, HELD_OUT, KINDS, complete, draw, pick
+from world.scenes import FOLDER, complete
+from world.shapes import COLORS, HELD_OUT, KINDS, draw, pick
 
 TASKS = ("tvqa", "how2qa", "tvc", "yc2c")
 VERSION = 1                                   # raise it when the written bytes change

@@ -38,7 +38,7 @@ from support import weights
 from support.gate import program
 from support.published_clip import HUGGING_FACE
 from world import moving
-from world.scenes import (COLOR, FIELDS, HELD_OUT, KIND, PLACE, PLACES, SIZE, Scene, pick, put,
+from world.shapes import (COLOR, FIELDS, HELD_OUT, KIND, PLACE, PLACES, SIZE, Scene, pick, put,
                           random_scene, render)
 
 FOLDER = Path(__file__).parent.parent / "weights/tiny-clip"

@@ -36,9 +36,8 @@ from support import weights
 from support.gate import program
 from support.published_lm import load_lm, table
 from support.tokenizer import byte_chars, load_tokenizer
-from world import moving
-from world import scenes as still
-from world.scenes import PLACE, PLACES, Scene, captions, describe, example, pick
+from world import moving, scenes
+from world.shapes import NEAR, NUMBERS, PLACE, PLACES, Scene, captions, describe, pick
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
 RECIPES = {"bart": ("tiny-bart", 12000, 1.5e-3),            # folder, steps, learning rate
@@ -61,17 +60,17 @@ def word_counts(rng: Random, items: int = 4000, more: Iterable[str] = ()) -> Cou
     counts = Counter()
     for text in more:
         counts.update(WORD.findall(text))
-    for task in still.TASKS:
+    for task in scenes.TASKS:
         for _ in range(items):
-            item = example(task, rng, True)
+            item = scenes.example(task, rng, True)
             texts = [data.TASKS[task].prefix + item.text, item.answer]
             for scene in item.scenes:
                 texts += [*captions(scene, rng), ", ".join(describe(scene))]
             for text in texts:
                 counts.update(WORD.findall(text))
-    for answer, near in still.NEAR.items():
+    for answer, near in NEAR.items():
         counts.update(" ".join((answer, *near)).split())
-    counts.update([*MARKS, "list", "scene", "true", "false", *still.NUMBERS, *"0123456789"])
+    counts.update([*MARKS, "list", "scene", "true", "false", *NUMBERS, *"0123456789"])
     for word in list(counts):
         counts.update((word.strip(), " " + word.strip()))
     return counts
@@ -176,12 +175,12 @@ class Reader:
         frame = (self.tokenizer.bos_id, self.tokenizer.eos_id)
         return [i for i in self.ids(" " + text) if i not in frame]
 
-    def bags(self, scenes: tuple[Scene, ...], rng: Random, dense: bool) -> list[list[int]]:
+    def bags(self, shown: tuple[Scene, ...], rng: Random, dense: bool) -> list[list[int]]:
         """One to three bags an object, and some for empty places, which know only where they are;
         dense: four for every place, like the tokens of a picture."""
         bags = []
-        for number, scene in enumerate(scenes):
-            mark = self.phrase(MARKS[number]) if len(scenes) > 1 else []
+        for number, scene in enumerate(shown):
+            mark = self.phrase(MARKS[number]) if len(shown) > 1 else []
             for phrase in describe(scene):
                 copies = 4 if dense else 1 + int(rng.random() * 2.5)
                 bags += [self.phrase(phrase) + mark] * copies
@@ -216,14 +215,14 @@ class Reader:
         text = f"{offered(ex.text, answer)} {ex.text[ex.text.index('a0:'):]} {task}:"
         return self.ids(text), None, self.ids(answer)
 
-    def described(self, rng: Random, task: str, scenes: tuple[Scene, ...], text: str) -> list[int]:
+    def described(self, rng: Random, task: str, shown: tuple[Scene, ...], text: str) -> list[int]:
         """A question with its scenes in words: "vqa: is there a star? scene: left red star"."""
         text += " scene:"
-        for number, scene in enumerate(scenes):
+        for number, scene in enumerate(shown):
             phrases = describe(scene)
             if task == "list" or rng.random() < 0.5:
                 rng.shuffle(phrases)
-            if len(scenes) > 1:
+            if len(shown) > 1:
                 text += f" {MARKS[number]}:"
             text += "".join(f" {phrase}," for phrase in phrases)
         ids = self.tokenizer.encode(text.removesuffix(","))
@@ -240,14 +239,14 @@ class Reader:
         if task == "choice":
             return self.choice(rng)
         if task == "list":
-            scenes = example("caption", rng, True, most).scenes
-            text, answer = "list: ", ", ".join(describe(scenes[0]))
+            shown = scenes.example("caption", rng, True, most).scenes
+            text, answer = "list: ", ", ".join(describe(shown[0]))
         else:
-            scenes, text, answer, _ = example(task, rng, True, most)
+            shown, text, answer, _ = scenes.example(task, rng, True, most)
             text = data.TASKS[task].prefix + text
         if how == "plain":
-            return self.described(rng, task, scenes, text), None, self.ids(answer)
-        return self.ids(text), self.bags(scenes, rng, how == "dense"), self.ids(answer)
+            return self.described(rng, task, shown, text), None, self.ids(answer)
+        return self.ids(text), self.bags(shown, rng, how == "dense"), self.ids(answer)
 
     def batch(self, rng: Random, tasks: tuple[str, ...], how: str, size: int, most: int = 5,
               vary: bool = False) -> tuple[Tensor, Tensor | None, Tensor]:
