@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import config as configs
@@ -68,9 +68,11 @@ def setup(config: Config, held: weights.Tensors | None = None, shown: dict | Non
     method = methods.row(config.method, lm.config.is_t5, config.set)
     if config.train_clip:
         method = replace(method, open=(*method.open, "clip"))
+    identity = runs.identity(lm, config, method)            # before anything is installed in it
     with reading(f"--method {config.method} --set {config.set}"):
         model.install(method, tuple(tasks))
-    return Run(config, model.to(runs.device_of(config)), load_tokenizer(config.lm), packed)
+    model.to(runs.device_of(config))
+    return Run(config, model, load_tokenizer(config.lm), packed, identity)
 
 
 def load_split(config: Config, split: str) -> Examples:
@@ -136,16 +138,18 @@ def total_steps(config: Config, examples: Examples) -> int:
     return config.steps or config.epochs * data.steps_per_epoch(examples, config.batch)
 
 
-def train(run: Run, examples: Examples, vals: Examples, resume: bool = False) -> None:
+def train(run: Run, examples: Examples, vals: Examples, stop: runs.Stop,
+          resume: bool = False) -> None:
     """Leaves what was trained in adapter.safetensors: as it is after the last epoch, or after the
     one with the best mean of the validation scores (--keep)."""
     config, model = run.config, run.model
     optimizer = make_optimizer(model, config)
     per_epoch, total = data.steps_per_epoch(examples, config.batch), total_steps(config, examples)
-    step = runs.load_last(run, optimizer) if resume else 0
+    log = runs.Log(run.folder / "log.jsonl")
+    step = runs.load_last(run, optimizer, log, total) if resume else 0
     if not resume:
-        runs.save_last(run, optimizer, 0)                   # whatever happens can be resumed
-    log = runs.Log(run.folder / "log.jsonl", step)
+        runs.save_last(run, optimizer, 0, log)              # whatever happens can be resumed
+    log.open(step)
     bar = tqdm(total=total, initial=step, desc=f"train {config.method}")
 
     while step < total:
@@ -168,8 +172,9 @@ def train(run: Run, examples: Examples, vals: Examples, resume: bool = False) ->
             # backward
             loss.backward()
 
-            # clip: VL-PET's G and a fresh visual embedding can make a first gradient huge
+            # clip: a fresh visual embedding can make a first gradient huge
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+            check_finite(run, step + 1, task, [examples[task][i].id for i in chosen], loss, norm)
 
             # step; gradients are dropped, not zeroed, so that modules of idle tasks stand still
             optimizer.step()
@@ -180,9 +185,10 @@ def train(run: Run, examples: Examples, vals: Examples, resume: bool = False) ->
             # log
             log.add(task, loss)
             if step % config.log_every == 0 or step == total:
-                means = log.write({"step": step, "epoch": epoch, "grad_norm": norm.item(),
-                                   "lr": optimizer.param_groups[0]["lr"]})
-                bar.set_postfix({name: f"{mean:.2f}" for name, mean in means.items()})
+                line = {"step": step, "epoch": epoch, "lr": optimizer.param_groups[0]["lr"],
+                        "grad_norm": norm.item(), "loss": log.means()}
+                log.put(line)
+                bar.set_postfix({name: f"{mean:.2f}" for name, mean in line["loss"].items()})
 
             # evaluate, behind every epoch (where there are several)
             if vals and (step % per_epoch == 0 or step == total):
@@ -190,11 +196,25 @@ def train(run: Run, examples: Examples, vals: Examples, resume: bool = False) ->
                 log.put(line)
                 runs.keep_best(run, line)
 
-            # save
-            if step % config.save_every == 0 or step % per_epoch == 0 or step == total:
-                runs.save_last(run, optimizer, step)
+            # save, and stop if that was asked for
+            ends = step % per_epoch == 0 or step == total
+            if step % config.save_every == 0 or ends or stop.asked:
+                runs.save_last(run, optimizer, step, log)
+            if stop.asked:
+                raise BadInput(f"stopped behind step {step} of {total}: go on with python train.py "
+                               f"--resume {config.out}")
     bar.close()
     runs.finish(run)
+
+
+def check_finite(run: Run, step: int, task: str, ids: list, loss: Tensor, norm: Tensor) -> None:
+    """A loss or gradient that is no number would make every weight NaN: better stop before the
+    step. What was saved last stays good."""
+    with reading(f"step {step}, {task}"):
+        assert norm.isfinite(), (
+            f"the loss is {loss:.3g} and its gradient's norm {norm:.3g}, on the examples "
+            f"{str(ids)[:300]}: look at their features, or try a smaller --lr or --clip-norm, or "
+            f"--precision fp32; {run.folder / 'last'} holds the last good state")
 
 
 # ------------------------------------------------------------------------------- the test
@@ -240,19 +260,24 @@ def test(run: Run, examples: Examples, split: str = "test") -> dict:
         answers = predict(run, asked)
         if split != "submit":
             results[task] = TASKS[task].metric(answers, asked)
-        name = task if split == "test" else f"{task}-{split}"
-        runs.save_json(run.folder / "predictions" / f"{name}.json",
-                       [{"id": ex.id, "answer": answer} for ex, answer in zip(asked, answers)])
-        if TASKS[task].submit is None:
-            continue
-        try:
-            path = run.folder / "submissions" / name
-            submit.write(task, TASKS[task].submit, answers, asked, path)
-        except BadInput as why:                  # a data set of one's own may have other ids
-            print(f"no submission file was written: {why}")
+        keep_answers(run, task if split == "test" else f"{task}-{split}", answers, asked)
     if results:
         results["average"] = runs.average(results)
     return results
+
+
+def keep_answers(run: Run, name: str, answers: list[str], asked: list[Example]) -> None:
+    """predictions/ and submissions/; where they cannot be written, the scores are not lost."""
+    task, told = asked[0].task, [{"id": ex.id, "answer": a} for ex, a in zip(asked, answers)]
+    try:
+        runs.save_json(run.folder / "predictions" / f"{name}.json", told)
+        if TASKS[task].submit is not None:
+            submit.write(task, TASKS[task].submit, answers, asked,
+                         run.folder / "submissions" / name)
+    except BadInput as why:                      # a data set of one's own may have other ids
+        print(f"no submission file was written: {why}")
+    except OSError as why:
+        print(f"the answers are not kept: {why}")
 
 
 def validate(run: Run, examples: Examples) -> dict:
@@ -294,48 +319,78 @@ def announce(run: Run, examples: Examples, counts: list) -> None:
                   "a smaller --batch makes more steps of them")
 
 
-def run_all(config: Config, resume: bool = False, only_test: bool = False,
-            split: str = "test") -> dict:
-    """Trains (unless only_test) and tests. No run folder is made before all annotations are read,
-    all pictures found and the model is built."""
-    started, adapter = time.time(), Path(config.out) / "adapter.safetensors"
+def write_world(config: Config) -> None:
+    """The built-in data, where it is asked for and missing."""
     if config.data == WORLD:
         scenes.write(WORLD)
         if configs.shows_clips(config):
             moving.write(WORLD)
-    examples, vals = {}, {}
-    if not only_test:
-        examples = load_split(config, "train")
-        if total_steps(config, examples) > data.steps_per_epoch(examples, config.batch):
-            vals = load_split(config, "val")                # several epochs: a score behind each
+
+
+def load_tests(config: Config, split: str) -> tuple[Examples, str]:
+    """The examples of a split to score, or of val where the answers of test are not public."""
     try:
-        tests = load_split(config, split)
+        return load_split(config, split), split
     except data.Unanswered as why:
         print(f"{why} The validation split is scored instead; what their server scores comes from "
               f"python train.py --test {config.out} --split submit")
-        tests, split = load_split(config, "val"), "val"
-    run = setup(config, weights.read(adapter) if only_test else None)
-    for found in (examples, vals, tests):
-        features.check_pictures(config, found, run.features)
-        check_texts(run, found)
+        return load_split(config, "val"), "val"
+
+
+def check_examples(run: Run, *splits: Examples) -> None:
+    for examples in splits:
+        features.check_pictures(run.config, examples, run.features)
+        check_texts(run, examples)
+
+
+def train_run(config: Config, resume: bool = False, chosen: bool = True) -> dict:
+    """Trains, then tests. No run folder is made before all annotations are read, all pictures found
+    and the model is built. chosen: the folder's name was given, no other will do."""
+    started, vals = time.time(), {}
+    write_world(config)
+    examples = load_split(config, "train")
+    if total_steps(config, examples) > data.steps_per_epoch(examples, config.batch):
+        vals = load_split(config, "val")                    # several epochs: a score behind each
+    tests, split = load_tests(config, "test")
+    run = setup(config)
+    check_examples(run, examples, vals, tests)
+    run.identity |= {"training data": runs.data_identity(examples),
+                     f"{split} data": runs.data_identity(tests)}
     counts = run.model.counts()
     announce(run, examples, counts)
-    if only_test:
-        runs.load_trained(run, adapter)
-        run = replace(run, config=replace(config, out=test_folder(config)))
-    else:
+    if not resume:
         if config.init:
             runs.begin_with(run)
+        run.config = runs.make_folder(config, chosen)
         runs.save_config(run)
-        train(run, examples, vals, resume)
-    results = test(run, tests, split)
-    if not results:
-        print(f"answers without scores are in {run.folder / 'submissions'}")
-        return results
-    seconds = time.time() - started
-    if not only_test:
-        runs.save_results(run, results, counts, seconds, split)
+    with runs.alone(run.folder), runs.Stop() as stop:
+        train(run, examples, vals, stop, resume)
+    results, seconds = test(run, tests, split), time.time() - started
+    runs.save_results(run, results, counts, seconds, split)
     print(runs.report(run, results, counts, seconds, split))
+    return results
+
+
+def test_run(config: Config, split: str = "test", other_data: bool = False) -> dict:
+    """Tests what a run trained, as it was then; other_data: on examples that it never named."""
+    started, adapter = time.time(), Path(config.out) / "adapter.safetensors"
+    held = weights.read(adapter)
+    write_world(config)
+    tests, split = load_tests(config, split)
+    run = setup(config, held)
+    check_examples(run, tests)
+    if not other_data:
+        run.identity[f"{split} data"] = runs.data_identity(tests)
+    runs.check_identity(run, held.metadata, adapter, ("device", "tasks", "log_every", "save_every"))
+    runs.load_trained(run, adapter)
+    counts = run.model.counts()
+    announce(run, {}, counts)
+    run.config = replace(config, out=test_folder(config))
+    results = test(run, tests, split)
+    if results:
+        print(runs.report(run, results, counts, time.time() - started, split))
+    else:
+        print(f"answers without scores are in {run.folder / 'submissions'}")
     return results
 
 
@@ -348,41 +403,34 @@ def test_folder(config: Config) -> str:
     return f"out/{out.name}"
 
 
-def read_command_line(argv: list[str] | None) -> tuple[Config, dict]:
-    """What to run, and how (the arguments of run_all)."""
-    config, args = configs.parse(argv)
-    old = args.resume or args.test
-    with reading("--test, --resume and --split"):
-        # A trained run may be shown other data; what it is stays as it was.
-        free = ("device",) if args.resume else (
-            "device", "tasks", "images", "clips", "features", "data")
-        named = ", ".join(map(configs.flag, free))
-        assert not old or not (args.resume and args.test or args.given.keys() - set(free)), (
-            "all settings come from the run's folder: give one of --test and --resume, and beside "
-            f"it at most {named}")
-        assert args.test or args.split == "test", \
-            "--split needs --test RUN: training ends with a test of split test"
-    if not old:
-        config = configs.resolve(config)
-        with reading(config.out):
-            files = [parent for parent in Path(config.out).parents if parent.is_file()]
-            assert not files, f"{files} is a file, so this cannot be made: name another --out"
-            assert not Path(config.out).exists(), (
-                f"it exists: name another --out, delete it, or go on with --resume {config.out}")
-        return config, {}
-    config = runs.read_config(old, **args.given)
-    unfinished = not (Path(old) / "adapter.safetensors").exists()
-    with reading(old):
-        assert not (args.test and unfinished), \
-            f"this run is not finished: go on with python train.py --resume {old}"
-    return config, {"resume": bool(args.resume), "only_test": bool(args.test), "split": args.split}
-
-
 @program
 def main(argv: list[str] | None = None) -> None:
-    config, how = read_command_line(argv)
+    config, args = configs.parse(argv)
+    old, given = args.resume or args.test, args.given.keys()
+    # A trained run may be shown other data; what it is stays as it was.
+    free = {"device"} if args.resume else {"device", "tasks", "images", "clips", "features", "data"}
+    with reading("--test, --resume and --split"):
+        assert not (args.resume and args.test) and (not old or given <= free), (
+            "all settings come from the run's folder: give one of --test and --resume, and beside "
+            f"it at most {', '.join(map(configs.flag, sorted(free)))}")
+        assert args.test or args.split == "test", \
+            "--split needs --test RUN: training ends with a test of split test"
+    if old:
+        config = runs.read_config(old, **args.given)
+    else:
+        config = configs.resolve(config)
+    with reading(config.out):
+        files = [parent for parent in Path(config.out).parents if parent.is_file()]
+        assert not files, f"{files} is a file, so this cannot be made: name another --out"
+        assert old or not Path(config.out).exists(), (
+            f"it exists: name another --out, delete it, or go on with --resume {config.out}")
+        assert not args.test or (Path(old) / "adapter.safetensors").exists(), \
+            f"this run is not finished: go on with python train.py --resume {old}"
     try:
-        run_all(config, **how)
+        if args.test:
+            test_run(config, args.split, bool(given & {"data", "tasks"}))
+        else:
+            train_run(config, bool(args.resume), "out" in given)
     except KeyboardInterrupt:
         begun = (Path(config.out) / "last").exists()
         sys.exit("train.py: interrupted"

@@ -22,10 +22,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from PIL import Image
 from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
 
 # What damaged input makes of plain code, and what decoders call it.
 WRONG = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError,
@@ -165,6 +170,20 @@ def replace_file(path: str | Path, content: bytes | str) -> None:
         making.unlink(missing_ok=True)
 
 
+def lock(file: IO, wait: bool = False) -> bool:
+    """Holds an open file for this process alone, until it is closed or the process dies.
+
+    False if another process holds it; with `wait`, this one waits for its turn.
+    """
+    if fcntl is None:
+        return True                                    # Windows: one process at a time, please
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 # --------------------------------------------------------------------------------- programs
 
 def program(main: Callable) -> Callable:
@@ -173,6 +192,9 @@ def program(main: Callable) -> Callable:
 
     @wraps(main)
     def run(argv: list[str] | None = None):
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):         # what a terminal cannot show is \xe9
+                stream.reconfigure(errors="backslashreplace")
         try:
             return main(argv)
         except BadInput as wrong:

@@ -34,7 +34,8 @@ def small(tmp_path_factory):
     counts = pretrain_lm.word_counts(Random(0), 100)
     for kind in ("bart", "t5"):
         (root / kind).mkdir()
-        (pretrain_lm.write_bpe if kind == "bart" else pretrain_lm.write_unigram)(root / kind, counts)
+        write = pretrain_lm.write_bpe if kind == "bart" else pretrain_lm.write_unigram
+        write(root / kind, counts)
         c = pretrain_lm.lm_config(kind, len(load_tokenizer(root / kind)))
         c = replace(c, d=32, heads=4, d_kv=8, ffn=32, layers=(1, 1))
         pretrain_lm.save_lm(t5.EncoderDecoder(c).init_weights(), kind, root / kind, {})
@@ -60,7 +61,7 @@ def done(small, tmp_path_factory):
 def test_a_run_leaves_its_folder(small, done):
     assert {p.name for p in done.iterdir()} == {
         "config.json", "log.jsonl", "adapter.safetensors", "last", "predictions", "submissions",
-        "results.json", "results.md"}
+        "results.json", "results.md", ".lock"}
     assert {p.name for p in (done / "submissions").iterdir()} == {
         "vqa.json", "gqa.json", "nlvr.csv", "caption.json"}
     lines = [json.loads(line) for line in (done / "log.jsonl").read_text().splitlines()]
@@ -88,7 +89,7 @@ def test_the_adapter_file_gives_the_same_numbers(done, tmp_path, monkeypatch):
     (again / "last").mkdir(parents=True)
     for name in ("config.json", "adapter.safetensors"):
         shutil.copy(done / name, again / name)
-    new = train.run_all(runs.read_config(str(again)), only_test=True)
+    new = train.test_run(runs.read_config(str(again)))
     for name in ("predictions/caption.json", "predictions/vqa.json"):
         assert (again / name).read_text() == (done / name).read_text()
     (again / "last").rmdir()
@@ -190,7 +191,7 @@ def test_changes_and_beginnings(small, done, tmp_path, capsys):
                              str(tmp_path / file), "--epochs", "0", "--seed", "5"))
         again = weights.read(tmp_path / f"b{len(file)}" / "adapter.safetensors")
         assert all(torch.equal(again[n], held[n]) for n in held)
-    with pytest.raises(SystemExit, match="was trained with --method vlpet-large .*install the same"):
+    with pytest.raises(SystemExit, match="trained with --method vlpet-large .*install the same"):
         train.main(arguments(small, tmp_path / "c", *changed, "--init", str(done)))
     assert not (tmp_path / "c").exists()
 
@@ -219,7 +220,7 @@ def test_pictures_in_the_model(small, tmp_path):
     held = weights.read(tmp_path / "trained" / "adapter.safetensors")
     before, names = dict(tower.named_parameters()), [n for n in held if n.startswith("clip.")]
     assert names and not any(torch.equal(held[n], before[n.removeprefix("clip.")]) for n in names)
-    again = train.run_all(runs.read_config(str(tmp_path / "trained")), only_test=True)
+    again = train.test_run(runs.read_config(str(tmp_path / "trained")))
     assert again["average"] == counts["trained"]["average"]
 
 
@@ -294,10 +295,10 @@ def test_the_best_epoch_is_tested(small, tmp_path, monkeypatch):
         assert line["mean"] == sum(line["validation"].values()) / 3
         return line | {"mean": means.pop(0)}
 
-    def dies(run, optimizer, step):
+    def dies(run, optimizer, step, log):
         if step == 2 * steps and len(means) == 5:
             raise KeyboardInterrupt
-        save_last(run, optimizer, step)
+        save_last(run, optimizer, step, log)
 
     monkeypatch.setattr(train, "validate", told)
     monkeypatch.setattr(runs, "save_last", dies)
@@ -388,7 +389,8 @@ def test_pictures_and_clips_together(small, tmp_path):
     assert held.shape("visual.more.24.feat.weight") == (32, 24)
     whole = json.loads((tmp_path / "two" / "results.json").read_text())
     config = runs.read_config(str(tmp_path / "two"))
-    part = train.run_all(replace(config, tasks="how2qa", features=f"{tmp_path}/clips"), only_test=True)
+    part = train.test_run(replace(config, tasks="how2qa", features=f"{tmp_path}/clips"),
+                          other_data=True)
     assert part["how2qa"] == whole["how2qa"]
     with pytest.raises(SystemExit, match="has no clips for tvqa"):
         train.main(arguments(small, tmp_path / "three", *every, "--features",
