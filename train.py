@@ -27,7 +27,7 @@ import methods
 from config import WORLD, Config, task_list
 from data import TASKS, Example
 from model import VLModel, vocabulary
-from support import features, published_lm, runs, submit, weights
+from support import features, published_lm, resume, runs, submit, weights
 from support.gate import BadInput, program, reading
 from support.runs import Run
 from support.tokenizer import load_tokenizer
@@ -138,17 +138,17 @@ def total_steps(config: Config, examples: Examples) -> int:
     return config.steps or config.epochs * data.steps_per_epoch(examples, config.batch)
 
 
-def train(run: Run, examples: Examples, vals: Examples, stop: runs.Stop,
-          resume: bool = False) -> None:
+def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop,
+          again: bool = False) -> None:
     """Leaves what was trained in adapter.safetensors: as it is after the last epoch, or after the
     one with the best mean of the validation scores (--keep)."""
     config, model = run.config, run.model
     optimizer = make_optimizer(model, config)
     per_epoch, total = data.steps_per_epoch(examples, config.batch), total_steps(config, examples)
-    log = runs.Log(run.folder / "log.jsonl")
-    step = runs.load_last(run, optimizer, log, total) if resume else 0
-    if not resume:
-        runs.save_last(run, optimizer, 0, log)              # whatever happens can be resumed
+    log = resume.Log(run.folder / "log.jsonl")
+    step = resume.load_last(run, optimizer, log, total) if again else 0
+    if not again:
+        resume.save_last(run, optimizer, 0, log)              # whatever happens can be resumed
     log.open(step)
     bar = tqdm(total=total, initial=step, desc=f"train {config.method}")
 
@@ -199,7 +199,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: runs.Stop,
             # save, and stop if that was asked for
             ends = step % per_epoch == 0 or step == total
             if step % config.save_every == 0 or ends or stop.asked:
-                runs.save_last(run, optimizer, step, log)
+                resume.save_last(run, optimizer, step, log)
             if stop.asked:
                 raise BadInput(f"stopped behind step {step} of {total}: go on with python train.py "
                                f"--resume {config.out}")
@@ -343,7 +343,7 @@ def check_examples(run: Run, *splits: Examples) -> None:
         check_texts(run, examples)
 
 
-def train_run(config: Config, resume: bool = False, chosen: bool = True) -> dict:
+def train_run(config: Config, again: bool = False, chosen: bool = True) -> dict:
     """Trains, then tests. No run folder is made before all annotations are read, all pictures found
     and the model is built. chosen: the folder's name was given, no other will do."""
     started, vals = time.time(), {}
@@ -358,15 +358,16 @@ def train_run(config: Config, resume: bool = False, chosen: bool = True) -> dict
                      f"{split} data": runs.data_identity(tests)}
     counts = run.model.counts()
     announce(run, examples, counts)
-    if not resume:
+    if not again:
         if config.init:
             runs.begin_with(run)
-        run.config = runs.make_folder(config, chosen)
+        run.config = resume.make_folder(config, chosen)
         runs.save_config(run)
-    with runs.alone(run.folder), runs.Stop() as stop:
-        train(run, examples, vals, stop, resume)
-    results, seconds = test(run, tests, split), time.time() - started
-    runs.save_results(run, results, counts, seconds, split)
+    with resume.alone(run.folder):
+        with resume.Stop() as stop:
+            train(run, examples, vals, stop, again)
+        results, seconds = test(run, tests, split), time.time() - started
+        runs.save_results(run, results, counts, seconds, split)
     print(runs.report(run, results, counts, seconds, split))
     return results
 

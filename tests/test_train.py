@@ -15,7 +15,7 @@ import data
 import t5
 import train
 from config import Config
-from support import features, runs, weights
+from support import features, resume, runs, weights
 from support.published_clip import load_clip
 from support.tokenizer import load_tokenizer
 from world import moving, pretrain_clip, pretrain_lm, scenes
@@ -287,7 +287,7 @@ def test_the_best_epoch_is_tested(small, tmp_path, monkeypatch):
     examples = {task: data.load_examples(task, "train", small / "world") for task in tasks}
     steps = data.steps_per_epoch(examples, 32)
     means = [1.0, 3.0, 3.0, 3.0] + [1.0, 3.0, 3.0]       # killed in the second epoch; undisturbed
-    validate, save_last, out = train.validate, runs.save_last, tmp_path / "out"
+    validate, save_last, out = train.validate, resume.save_last, tmp_path / "out"
 
     def told(run, vals):
         assert vals.keys() == set(tasks)
@@ -301,7 +301,7 @@ def test_the_best_epoch_is_tested(small, tmp_path, monkeypatch):
         save_last(run, optimizer, step, log)
 
     monkeypatch.setattr(train, "validate", told)
-    monkeypatch.setattr(runs, "save_last", dies)
+    monkeypatch.setattr(resume, "save_last", dies)
     again = ["--tasks", ",".join(tasks), "--epochs", "3"]
     with pytest.raises(SystemExit, match="--resume"):
         train.main(arguments(small, out, *again))
