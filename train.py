@@ -44,6 +44,7 @@ def setup(config: Config, held: weights.Tensors | None = None, shown: dict | Non
     held: the adapter file that it will load, which may have more tasks and see more widths of
     features than are shown now. shown: task -> features, if not those of the configuration.
     """
+    # What there is to see: CLIP's features, packed once (or handed in, or pictures as pixels).
     packed = shown or features.load_features(config)        # task -> Features or Pixels
     sources = features.sources(packed).values()
     widths, tasks, tower = [source["width"] for source in sources], task_list(config), None
@@ -54,10 +55,13 @@ def setup(config: Config, held: weights.Tensors | None = None, shown: dict | Non
         tasks = runs.adapter_config(held, config.out)["tasks"].split(",")
     if config.features == "none":                           # pictures as they are: CLIP looks on
         tower = next(iter(packed.values())).tower
-    if config.control == "blind":
+    if config.control == "blind":                           # a control: some other picture's
         packed = {task: features.Shuffled(found, config.seed) for task, found in packed.items()}
     if config.control == "no-frames":
         packed = {task: features.Hidden(found, config.seed) for task, found in packed.items()}
+
+    # The frozen language model, with rows for the added tokens. Everything that is drawn from here
+    # on (the visual embedding, the row's modules) depends on the seed alone.
     torch.manual_seed(config.seed)
     lm = published_lm.load_lm(config.lm, dropout=config.dropout)
     if config.control == "random-lm":
@@ -65,6 +69,8 @@ def setup(config: Config, held: weights.Tensors | None = None, shown: dict | Non
     model = VLModel(lm.resize(vocabulary(lm.config)), widths, tower)
     if config.pretrained:
         runs.begin_pretrained(model, config)
+
+    # The method: a row of the table, installed at its sites.
     method = methods.row(config.method, lm.config.is_t5, config.set)
     if config.train_clip:
         method = replace(method, open=(*method.open, "clip"))
@@ -142,6 +148,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop,
           again: bool = False) -> None:
     """Leaves what was trained in adapter.safetensors: as it is after the last epoch, or after the
     one with the best mean of the validation scores (--keep)."""
+    # The model is in place. Now its optimiser, and where an interrupted run was.
     config, model = run.config, run.model
     optimizer = make_optimizer(model, config)
     per_epoch, total = data.steps_per_epoch(examples, config.batch), total_steps(config, examples)
@@ -241,7 +248,7 @@ def predict(run: Run, examples: list[Example]) -> list[str]:
         chosen = order[start:start + size]
         batch = collate(run, [examples[i] for i in chosen])
         with autocast(run):
-            if TASKS[task].decode == "choice":
+            if TASKS[task].decode == "choice":              # nlvr: which of the two is likelier?
                 best = model.choose(batch, choice_tokens(run.tokenizer)).argmax(-1).tolist()
                 texts = [data.ANSWERS[i] for i in best]
             else:

@@ -57,7 +57,7 @@ def test_run_time_packages(name):
     allowed = set(PACKAGES.values())
     if name in ("adapters", "t5", "model"):
         allowed = {"torch"}
-    if name == "support.features":                  # only to read the papers' published features
+    if name == "support.pictures":                  # only to read the papers' published features
         allowed.add("h5py")
     foreign = imports(FILES[name]) - sys.stdlib_module_names - FILES.keys() - {*ROOMS}
     assert foreign <= allowed
@@ -114,7 +114,7 @@ def test_one_file_opens_weights():
 
 def test_h5py_is_imported_where_it_is_used():
     """Whoever does not convert HDF5 files does not need h5py."""
-    tree = ast.parse(FILES["support.features"].read_text(encoding="utf-8"))
+    tree = ast.parse(FILES["support.pictures"].read_text(encoding="utf-8"))
     for node in tree.body:
         assert not isinstance(node, (ast.Import, ast.ImportFrom)) or "h5py" not in ast.unparse(node)
 

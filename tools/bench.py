@@ -21,7 +21,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import data
@@ -128,8 +127,12 @@ def subtitles(size: int = 8, batches: int = 32) -> None:
         clips.append((min(600, round(n)), generator.randint(20, 64)))
 
     def shapes(plan: list) -> list[tuple[int, int]]:
-        longest = [np.max([clips[i] for i in chosen], 0) for chosen in plan]
-        return sorted([(int(text), int(frames)) for text, frames in longest], key=sum)
+        """Of each batch, its longest text and clip; shortest batches first."""
+        found = []
+        for chosen in plan:
+            texts, frames = zip(*(clips[i] for i in chosen))
+            found.append((max(texts), max(frames)))
+        return sorted(found, key=sum)
 
     drawn = [range(i, i + size) for i in range(0, len(clips), size)]
     grouped = [chosen for _, chosen in data.batches({"tvqa": examples}, size, 0, 0)]
@@ -142,7 +145,8 @@ def subtitles(size: int = 8, batches: int = 32) -> None:
         for name, (found, dropout) in cases.items():
             timed = found[4::8] or found
             took, held = fresh.apply(clip_steps, (timed, found[-1], size, dropout))
-            print(f"{name:35} {np.sum(found) / len(found):4.0f} tokens an example, "
+            tokens = sum(map(sum, found)) / len(found)
+            print(f"{name:35} {tokens:4.0f} tokens an example, "
                   f"{took / size:5.2f} s; at the longest, {sum(found[-1])} tokens, "
                   f"{1000 * held / size:4.0f} MB", flush=True)
 
