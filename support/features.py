@@ -1,520 +1,418 @@
-"""How do pictures become one packed folder, and how is it read?
+"""How do pictures and clips become one file of features, and how is it read?
 
-A frozen tower always says the same about a picture, so it is asked once. The answers, 36 tokens of
-fp16 a picture (the papers' grids, pooled before packing), lie in one folder:
+A frozen CLIP always says the same about a picture, so it is asked once. A packed folder holds
 
-    00000.safetensors, 00001.safetensors, ...    "features" (4096, 36, F) each, the last one fewer
-    index.json                                   settings, shape, picture -> row; written last
+    features.npy    (pictures, 36, F) or (clips, 64, F) in fp16, read through a memory map
+    index.json      settings; the id of each row; how many rows are done, and of these the bytes of
+                    each file, the real frames of each clip, and what was left out, and why
 
-COCO's 123,000 pictures are 18 GB of it, so nothing is ever held whole: a shard is written batch by
-batch and read through a memory map. A run that was killed, at any moment, goes on where it was when
-its command is given again, and ends with the same bytes: a batch always has the same members.
+A picture gives 36 tokens, the papers' 6 x 6 grid. A clip gives CLIP's one vector of each of 64
+frames: zeros follow a short clip, a long one is max-pooled in time. COCO's 123,000 pictures are
+18 GB of features: they are never held whole. The command of a run that was killed goes on where it
+was, and ends with the same bytes: a batch always has the same members.
 
-    python -m support.features --clip weights/tiny-clip --images pictures/ --out packed/
-    python -m support.features --hdf5 published/ --out packed/         # the papers' own features
-    python -m support.features --clip weights/tiny-clip --clips clips/ --out packed/   # see clips.py
-    python -m support.features --npz published/ --out packed/
+    python -m tools.pack --clip weights/tiny-clip --images pictures/ --out packed/
     python -m pytest tests/test_features.py
 
-Axes: B batch, N tokens (a grid, row by row, or a clip's frames), F feature width.
+Axes: M pictures or clips, B batch, N tokens, T frames of a clip, F feature width.
 """
-import argparse
 import hashlib
 import json
 import math
 import os
 import shutil
-import struct
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from support import weights
-from clip_encoder import GRID, ResNet, ViT, pool
+from clip_encoder import GRID, randomized
+from data import TASKS
+from support.gate import BadInput, Number, check, read_json, reading, replace_file
+from support.pictures import (FRAMES, PUBLISHED, check_finite, list_clips, list_files, nfc,
+                              read_clip, read_picture, read_published, size)
 from support.published_clip import load_clip
-from support.clips import FRAMES, PICTURES, count_real, decode, frame_files, list_clips, named, read_clip, read_npz
+from support.weights import fingerprint
 
 try:
     import fcntl
-except ImportError:                        # Windows: there, start one run a folder at a time
-    fcntl = None
+except ImportError:
+    fcntl = None                           # Windows: start one run a folder at a time
 
-BATCH, SHARD = 64, 4096                    # pictures; a shard of RN101's features is 604 MB
-INDEX = "index.json"
-HDF5, NPZ = (".h5", ".hdf5"), (".npz",)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How files become rows of fp16."""
-    settings: dict                                   # of what made the rows, in words
-    shape: tuple[int, int]                           # N, F
-    key: Callable[[Path], str]                       # files with one key are one row
-    read: Callable[[Path], Tensor | str]             # in threads: a file, or why it cannot be read
-    encode: Callable[[Tensor], Tensor]               # B of what was read, stacked -> B, N, F
-    batch: int                                       # rows computed together
-    shard: int                                       # rows of a file
-
-    def all_settings(self) -> dict:
-        """All that the bytes depend on: another batch can change a last digit."""
-        return self.settings | {"shape": [*self.shape], "batch": self.batch, "shard": self.shard}
-
-    def row_bytes(self) -> int:
-        return 2 * math.prod(self.shape)
+PICTURES, CLIPS = "pictures", "clips"      # what a task shows
+INDEX, ROWS = "index.json", "features.npy"
+BATCH = 64                                 # pictures through CLIP: others can change a last digit
+SECONDS = 20                               # from one index.json to the next: what a kill costs
 
 
-def list_files(folder: str | Path, endings: tuple[str, ...] = PICTURES) -> dict[str, Path]:
-    """Id (file name without ending) -> file, for all such files below the folder, sorted."""
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give one with {', '.join(endings)}.")
-    found = named([(p, p.stem) for p in Path(folder).rglob("*") if p.suffix.lower() in endings
-                       and not p.name.startswith(".")])
-    if not found:
-        raise ValueError(f"{folder} holds no files that end in {', '.join(endings)}.")
-    return found
-
-
-# -------------------------------------------------------------- pictures and clips through a tower
-
-def content(path: Path) -> str:
-    """16 hex digits of the bytes of a file, or of a clip's frames in order: copies are one row."""
-    try:
-        if path.is_dir():
-            frames = "".join(map(content, frame_files(path)))
-            return hashlib.sha256(frames.encode()).hexdigest()[:16]
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError:
-        return str(path)                                     # read will say what is wrong with it
-
+# ------------------------------------------------------------------------------------- packing
 
 @torch.no_grad()
-def extract(clip: ViT | ResNet, folder: str | Path, out: str | Path, resize: str = "stretch",
-            batch: int = BATCH, on_error: str = "stop", device: str | None = None,
-            shard: int = SHARD, clips: bool = False) -> list[str]:
-    """The 36 tokens of every picture below `folder` -> the packed folder `out` for `Features`.
-
-    clips: of every clip there, CLIP's vectors of its frames. A picture (or clip with a frame) that
-    cannot be read ends the run (on_error "stop"; replace it and go on) or is left out ("skip").
-    Returns the ids that were left out. What `out` already holds is kept if it was made with the
-    same settings from the same files; otherwise ValueError says what differs.
-    """
-    if resize not in ("stretch", "crop"):
-        raise ValueError(f"resize is 'stretch' or 'crop', not {resize!r}.")
-    files = list_clips(folder) if clips else list_files(folder)
+def extract(tower, folder: str | Path, out: str | Path, *, clips: bool = False,
+            resize: str = "stretch", on_error: str = "stop", device: str = "") -> dict[str, str]:
+    """Asks a CLIP tower about every picture (or clip) below a folder; else as `pack`."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    clip = clip.to(device).eval()
-    settings = {"clip": weights.fingerprint(clip), "resize": resize, "size": clip.size}
+    tower = tower.to(device).eval()
+    settings = {"clip": fingerprint(tower), "resize": resize, "size": tower.size}
     if clips:
-        read = partial(read_clip, tower=clip, resize=resize, turn=Lock())
-        return pack(out, files, Recipe(
-            settings | {"frames": FRAMES}, (FRAMES, clip.config["out"]), content, read,
-            lambda rows: rows, batch, shard), on_error)
-    return pack(out, files, Recipe(
-        settings | {"grid": GRID}, (GRID * GRID, clip.features), content,
-        partial(decode, size=clip.size, resize=resize), lambda x: clip.encode(x.to(device)),
-        batch, shard), on_error)
+        turn = Lock()
+        return pack(out, list_clips(folder), settings | {"frames": FRAMES}, tower.config["out"],
+                    lambda path: read_clip(path, tower, resize, turn), list, on_error)
+    return pack(out, list_files(folder), settings | {"grid": GRID}, tower.features,
+                lambda path: read_picture(path, tower.size, resize),
+                lambda batch: tower.encode(torch.stack(batch).to(device)), on_error)
 
 
-# ------------------------------------------------------------------- the papers' published features
+def convert(folder: str | Path, out: str | Path, on_error: str = "stop") -> dict[str, str]:
+    """Packs published features, an HDF5 file a picture or an npz file a clip; else as `pack`."""
+    files, settings = list_files(folder, PUBLISHED), {"source": "hdf5", "grid": GRID}
+    kinds = {path.suffix.lower() == ".npz" for path in files.values()}
+    if kinds == {True}:
+        settings = {"source": "npz", "frames": FRAMES}
+    with reading(folder):
+        assert len(kinds) == 1, "it holds pictures' .h5 and clips' .npz: pack each kind alone"
+        assert kinds == {True} or find_spec("h5py"), "h5py is missing: pip install h5py"
+    for path in files.values():                          # the first that can be read says how wide
+        found = attempt(path, read_published, path)
+        if isinstance(found, Tensor):
+            width = found.size(1)
+            return pack(out, files, settings, width, partial(read_published, width=width), list,
+                        on_error)
+    raise BadInput(f"none of {len(files)} files can be read; {found}")
 
-def read_grid(path: Path, open_file: Callable, like: tuple | None = None) -> Tensor | str:
-    """<id>.h5 with <id>/features (n * n, F), row by row -> (F, n, n), or what is wrong with it."""
-    try:
-        with open_file(path) as file:
-            x = torch.from_numpy(file[f"{path.stem}/features"][()]).float()          # n * n, F
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
-    n = math.isqrt(len(x)) if x.dim() == 2 else 0
-    if n < GRID or n * n != len(x):
-        return f"features {tuple(x.shape)} are no square grid of at least {GRID} x {GRID} cells"
-    grid = x.T.unflatten(1, (n, n))                                                  # F, n, n
-    if like and grid.shape != like:
-        return f"features of another size than the first file's: {tuple(x.shape)}"
-    return grid
 
+def pack(out: str | Path, files: dict[str, Path], settings: dict, width: int,
+         read: Callable[[Path], Tensor], encode: Callable[[list[Tensor]], Iterable[Tensor]],
+         on_error: str = "stop") -> dict[str, str]:
+    """Writes a packed folder, or goes on with one that was begun; returns id -> why left out.
 
-def convert(folder: str | Path, out: str | Path, batch: int = BATCH, on_error: str = "stop",
-            shard: int = SHARD) -> list[str]:
-    """One HDF5 file a picture (VL-Adapter's 7 x 7 grids of RN101) -> a packed folder, as `extract`.
-
-    Files are told apart by their names alone: reading 49 GB twice would double the time.
+    files: id -> file, in the rows' order. settings: all else that the numbers depend on; "frames"
+    among them: these are clips. width: F. read: a file -> a tensor, in threads. encode: a batch of
+    these -> of each, its row (at most N, F). on_error: a file that cannot be read ends the run
+    ("stop") or leaves zeros ("skip").
     """
-    try:
-        import h5py
-    except ImportError:
-        raise ModuleNotFoundError("HDF5 files are read by h5py, which is missing: "
-                                  "pip install h5py") from None
-    files = list_files(folder, HDF5)
-    first = first_read(files, partial(read_grid, open_file=h5py.File), f"HDF5 files of {folder}")
-    return pack(out, files, Recipe(
-        {"source": "hdf5", "grid": GRID}, (GRID * GRID, len(first)), lambda path: path.stem,
-        partial(read_grid, open_file=h5py.File, like=first.shape), pool, batch, shard), on_error)
-
-
-def convert_npz(folder: str | Path, out: str | Path, batch: int = BATCH, on_error: str = "stop",
-                shard: int = SHARD) -> list[str]:
-    """One .npz file a clip, with "features" (T, F) -> a packed folder, as `extract`."""
-    files = list_files(folder, NPZ)
-    _, width = first_read(files, read_npz, f"npz files of {folder}").shape
-    return pack(out, files, Recipe(
-        {"source": "npz", "frames": FRAMES}, (FRAMES, width), content,
-        partial(read_npz, width=width), lambda x: x, batch, shard), on_error)
-
-
-def first_read(files: dict[str, Path], read: Callable[[Path], Tensor | str], kind: str) -> Tensor:
-    """The first file that can be read, which says what shape all must have."""
-    whole = (x for x in map(read, files.values()) if not isinstance(x, str))
-    if (first := next(whole, None)) is None:
-        path = next(iter(files.values()))
-        raise ValueError(f"none of the {len(files)} {kind} can be read; {path}: {read(path)}.")
-    return first
-
-
-# ----------------------------------------------------------------------------------------- packing
-
-@contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Holds the folder while it is written; a second process waits. A killed owner lets go."""
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "w") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"{out} is being written by another process: waiting", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def pack(out: str | Path, files: dict[str, Path], recipe: Recipe,
-         on_error: str = "stop") -> list[str]:
-    """Writes what is missing of a packed folder. files: id -> file. Returns the ids left out."""
-    out, sources, lost = Path(out), {}, set()        # sources: key -> file, the rows; lost: keys
-    frames: list[int] = []                           # of clips: how many of each row are real
-    if on_error not in ("stop", "skip"):
-        raise ValueError(f"on_error is 'stop' or 'skip', not {on_error!r}.")
-    if min(recipe.batch, recipe.shard) < 1:
-        raise ValueError(f"batch is {recipe.batch} and shard {recipe.shard}: give at least 1.")
-    if out.is_file():
-        raise FileExistsError(f"{out} is a file, but features are packed into a folder: give "
-                              "another name.")
-    with alone(out), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as threads:
-        check_settings(out, recipe)
-        keys = identify(files, recipe, threads)
-        for name, key in keys.items():
-            sources.setdefault(key, files[name])
-        check_room(out, len(sources), recipe)
-        with tqdm(total=len(sources), unit=" rows") as bar:
-            for n, some in enumerate(slices(sources, recipe.shard)):
-                path = out / f"{n:05}.safetensors"
-                write_shard(path, some, recipe, on_error, threads, bar)
-                rows = weights.read(path)["features"]
-                frames += count_real(rows) if "frames" in recipe.settings else []
-                gone = rows[:, 0, 0].isnan().tolist()
-                lost |= {key for key, yes in zip(some, gone) if yes}
-                if lost and on_error == "stop":
-                    raise ValueError(f"{sources[min(lost)]} was left out when {path} was made: "
-                                     "delete that shard to try again, or give --on-error skip.")
-        row = {key: n for n, key in enumerate(sources)}
-        index = {"settings": recipe.settings, "shard": recipe.shard,
-                 "shape": [len(sources), *recipe.shape],
-                 "skipped": [name for name, key in keys.items() if key in lost],
-                 "ids": {name: row[key] for name, key in keys.items() if key not in lost}}
-        index |= {"frames": frames} if frames else {}
-        unfinished = out / f"{INDEX}.unfinished"
-        unfinished.write_text(json.dumps(index, indent=0), encoding="utf-8")
-        os.replace(unfinished, out / INDEX)
+    index = begin(out, files, settings)
+    if index["done"] < len(files):
+        with open(out / ROWS, "ab") as file:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX)         # a second process waits here, and then
+            index = begin(out, files, settings)          # finds the work done
+            for half in out.glob(f".{INDEX}.*"):         # left by a kill
+                half.unlink()
+            save_index(out, index)
+            fill(out, index, list(files.values()), width, read, encode, on_error)
     return index["skipped"]
 
 
-def slices(items: dict, size: int) -> Iterator[dict]:
-    """A dict cut into dicts of `size`."""
-    rest = iter(items.items())
-    while some := dict(islice(rest, size)):
-        yield some
+def begin(out: Path, files: dict[str, Path], settings: dict) -> dict:
+    """The index that a run before left, or a new one; of other files or settings: BadInput."""
+    remedy = "name another --out, or delete this folder"
+    foreign = (out / ROWS).exists() and size(out / ROWS) > 0     # ours are empty before the index
+    with reading(out):
+        if not (out / INDEX).exists():
+            assert not foreign, f"{ROWS} lies there without {INDEX}: {remedy}"
+            return {"settings": settings, "ids": list(files), "done": 0, "sizes": [], "frames": [],
+                    "skipped": {}}
+        index = read_index(out)
+        for key in index["settings"] | settings:
+            was, now = index["settings"].get(key), settings.get(key)
+            assert was == now, f"it was begun with {key} {was!r}, and now it is {now!r}: {remedy}"
+        for was, now in zip_longest(index["ids"], files):
+            assert was == now, f"it was begun with file {was!r} where {now!r} is now: {remedy}"
+        for path, was in zip(files.values(), index["sizes"]):
+            assert was == size(path), f"{path} has changed since it was packed: {remedy}"
+    return index
 
 
-def identify(files: dict[str, Path], recipe: Recipe, threads: ThreadPoolExecutor) -> dict[str, str]:
-    """Id -> key."""
-    keys: dict[str, str] = {}
-    with tqdm(total=len(files), desc="looking for copies", leave=False) as bar:
-        for some in slices(files, 1024):
-            keys |= zip(some, threads.map(recipe.key, some.values()))
-            bar.update(len(some))
-    return keys
+def fill(out: Path, index: dict, paths: list[Path], width: int, read: Callable, encode: Callable,
+         on_error: str) -> None:
+    """Packs what is missing; threads read the next batch while this one is encoded."""
+    rows, saved = writable_rows(out, index, width), time.monotonic()
+    threads = ThreadPoolExecutor(min(32, os.cpu_count() or 1))
+
+    def read_batch(start: int) -> Iterator[Tensor | Exception]:
+        return threads.map(lambda path: attempt(path, read, path), paths[start:start + BATCH])
+
+    bar = tqdm(total=len(paths), initial=index["done"], desc="features", unit=" rows", leave=False)
+    later = read_batch(index["done"])
+    try:
+        for start in range(index["done"], len(paths), BATCH):
+            found, later = list(later), read_batch(start + BATCH)
+            wrong = [error for error in found if isinstance(error, Exception)]
+            if wrong and on_error == "stop":
+                raise BadInput(f"{wrong[0]}: replace or remove it and give the same command again, "
+                               "or leave it out with --on-error skip of tools.pack")
+            good = [n for n, x in enumerate(found, start) if isinstance(x, Tensor)]
+            made = {}
+            if good:
+                made = dict(zip(good, encode([found[n - start] for n in good])))
+            for n, error in enumerate(found, start):
+                if n not in made:
+                    index["skipped"][index["ids"][n]] = str(error)
+                row = made.get(n, torch.zeros(0, width))
+                with reading(paths[n]):
+                    check_finite(row)
+                rows[n, :len(row)] = row.half().cpu()
+                rows[n, len(row):] = 0                   # a killed run may have left something
+                index["sizes"].append(size(paths[n]))
+                if "frames" in index["settings"]:
+                    index["frames"].append(len(row))
+            index["done"] += len(found)
+            bar.update(len(found))
+            if time.monotonic() > saved + SECONDS or index["done"] == len(paths):
+                rows.flush()                             # they are there before the index says so
+                save_index(out, index)
+                saved = time.monotonic()
+    finally:
+        bar.close()
+        threads.shutdown(cancel_futures=True)
 
 
-def write_shard(path: Path, sources: dict[str, Path], recipe: Recipe, on_error: str,
-                threads: ThreadPoolExecutor, bar: tqdm) -> None:
-    """Writes a shard, goes on with a begun one or keeps a finished one. sources: key -> file."""
-    paths, head = list(sources.values()), header(recipe, list(sources))
-    if path.exists():
-        check_shard(path, head, sources, recipe)
-        bar.update(len(paths))
-        return
-    unfinished = path.with_suffix(".unfinished")
-    with open(unfinished, "a+b") as file:
-        done = cut(file, head, recipe)
-        bar.update(done)
-        for some, results in read_ahead(paths[done:], recipe, threads):
-            file.write(encoded(some, results, recipe, on_error).numpy().tobytes())
-            bar.update(len(some))
-        file.flush()
-        os.fsync(file.fileno())                                   # survives a power cut, too
-    os.replace(unfinished, path)
+def save_index(folder: Path, index: dict) -> None:
+    replace_file(folder / INDEX, json.dumps(index))
 
 
-def cut(file: BinaryIO, head: bytes, recipe: Recipe) -> int:
-    """Cuts a begun shard behind its last whole batch, and says how many rows that leaves.
-
-    The header, which comes first, tells all that the rows depend on: if it is the one expected,
-    the file's length is all there is to know. If it is not, the shard begins afresh.
-    """
-    file.seek(0)
-    if file.read(len(head)) != head:
-        file.truncate(0)
-        file.write(head)
-        return 0
-    batches = (file.seek(0, os.SEEK_END) - len(head)) // (recipe.batch * recipe.row_bytes())
-    file.truncate(len(head) + batches * recipe.batch * recipe.row_bytes())
-    return batches * recipe.batch
+def attempt(path: Path, make: Callable, *given) -> Tensor | Exception:
+    """make(*given), or what is wrong with the file."""
+    try:
+        with reading(path):
+            return make(*given)
+    except (BadInput, OSError) as error:
+        return error
 
 
-def read_ahead(paths: list[Path], recipe: Recipe, threads: ThreadPoolExecutor
-               ) -> Iterator[tuple[list[Path], list[Tensor | str]]]:
-    """Batches of files and what was read; threads read the next one while this one is computed."""
-    later: list[tuple[Path, Future]] = []
-    for start in range(0, len(paths) + recipe.batch, recipe.batch):   # the last round reads nothing
-        now, later = later, [(path, threads.submit(recipe.read, path))
-                             for path in paths[start:start + recipe.batch]]
-        if now:
-            yield [path for path, _ in now], [job.result() for _, job in now]
+def writable_rows(folder: Path, index: dict, width: int) -> np.ndarray:
+    """features.npy (M, N, F) as a memory map: zeros at first."""
+    if index["done"]:
+        open_rows(folder, index)                         # "r+" would make a short file longer
+        return np.lib.format.open_memmap(folder / ROWS, "r+")
+    shape = (len(index["ids"]), index["settings"].get("frames", GRID * GRID), width)
+    need, free = 2 * math.prod(shape), shutil.disk_usage(folder).free
+    with reading(folder):
+        assert need <= free, (f"it needs {need / 1e9:.1f} GB, but its disk has {free / 1e9:.1f} GB "
+                              "left: pack into a folder on another disk")
+    return np.lib.format.open_memmap(folder / ROWS, "w+", np.float16, shape)
 
 
-def encoded(paths: list[Path], results: list[Tensor | str], recipe: Recipe,
-            on_error: str) -> Tensor:
-    """The rows of a batch (B, N, F) in fp16; a file that cannot be read is a row of NaN."""
-    good = [n for n, result in enumerate(results) if not isinstance(result, str)]
-    if on_error == "stop" and len(good) < len(results):
-        path, why = next((p, r) for p, r in zip(paths, results) if isinstance(r, str))
-        raise ValueError(f"{path} cannot be read ({why}): replace or remove it and go on with the "
-                         "same command, or leave it out with --on-error skip of features.py.")
-    rows = torch.full((len(paths), *recipe.shape), math.nan, dtype=torch.float16)
-    if good:
-        rows[good] = recipe.encode(torch.stack([results[n] for n in good])).half().cpu()
-    if bad := [n for n in good if not rows[n].isfinite().all()]:
-        raise ValueError(f"the features of {paths[bad[0]]} are no numbers that fp16 holds: use "
-                         "another tower.")
+# ------------------------------------------------------------------------- reading a packed folder
+
+def read_index(folder: Path) -> dict:
+    with reading(folder / INDEX):
+        assert (folder / INDEX).is_file(), "it is missing: pack with python -m tools.pack"
+        index = read_json(folder / INDEX)
+        settings, ids, done, sizes, frames, skipped = check(index, {
+            "settings": dict, "ids": [str], "done": Number(0, whole=True), "sizes": [int],
+            "frames": [Number(0, FRAMES, whole=True)], "skipped": dict})
+        assert done == len(sizes) <= len(ids) == len(set(ids)) and set(skipped) <= set(ids) and \
+            len(frames) == (done if "frames" in settings else 0), \
+            "its entries disagree: delete the folder and pack again"
+    return index
+
+
+def open_rows(folder: Path, index: dict) -> np.ndarray:
+    """features.npy (M, N, F) as a memory map that cannot be written to."""
+    with reading(folder / ROWS):
+        rows = np.lib.format.open_memmap(folder / ROWS, mode="r")
+        shape = len(index["ids"]), index["settings"].get("frames", GRID * GRID)
+        assert rows.dtype == np.float16 and rows.shape[:-1] == shape, \
+            f"{rows.dtype} {rows.shape} is not what {INDEX} says: delete the folder and pack again"
     return rows
 
 
-# --------------------------------------------------------------------------- what is there already
-
-def header(recipe: Recipe, keys: list[str]) -> bytes:
-    """The beginning of a safetensors file: 8 bytes of length, JSON, blanks up to 8 n."""
-    text = json.dumps({
-        "__metadata__": {"settings": json.dumps(recipe.all_settings()), "keys": json.dumps(keys)},
-        "features": {"dtype": "F16", "shape": [len(keys), *recipe.shape],
-                     "data_offsets": [0, len(keys) * recipe.row_bytes()]}}).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
-
-
-def metadata(path: Path) -> dict:
-    """What `header` wrote, of a file of any length; {} if that is not what the file begins with."""
-    with open(path, "rb") as file:
-        try:
-            length, = struct.unpack("<Q", file.read(8))
-            text = file.read(min(length, path.stat().st_size))
-            return {k: json.loads(v) for k, v in json.loads(text)["__metadata__"].items()}
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-            return {}
-
-
-def check_settings(out: Path, recipe: Recipe) -> None:
-    """ValueError unless all shards, finished or not, were made with the recipe's settings."""
-    settings = recipe.all_settings()
-    for path in sorted(p for p in out.iterdir() if p.suffix in (".safetensors", ".unfinished")):
-        theirs = metadata(path).get("settings")
-        if theirs is None and path.suffix == ".safetensors":
-            raise ValueError(f"{path} holds no packed features: name another --out.")
-        if theirs and theirs != settings:
-            differ = ", ".join(f"{k} {theirs.get(k)!r} (now {settings.get(k)!r})"
-                               for k in theirs | settings if theirs.get(k) != settings.get(k))
-            raise ValueError(f"{out} was begun with {differ}: give the same again, name another "
-                             "--out, or delete the folder.")
-
-
-def check_shard(path: Path, head: bytes, sources: dict[str, Path], recipe: Recipe) -> None:
-    """ValueError unless a finished shard holds these rows, all of them."""
-    with open(path, "rb") as file:
-        same = file.read(len(head)) == head
-    if not same:
-        old = [*metadata(path)["keys"], ""]
-        odd = next((p for key, (new, p) in zip(old, sources.items()) if key != new), "fewer now")
-        raise ValueError(f"{path} was made from other files than there are now (the first that "
-                         f"differs: {odd}): name another --out, or delete {path.parent}.")
-    if path.stat().st_size != len(head) + len(sources) * recipe.row_bytes():
-        raise ValueError(f"{path} is damaged (of another length than it says): delete it and go "
-                         "on with the same command.")
-
-
-def check_room(out: Path, rows: int, recipe: Recipe) -> None:
-    """The disk takes it all, and no shard lies there that would be none of ours."""
-    shards = {f"{n:05}" for n in range(math.ceil(rows / recipe.shard))}
-    there = [p for p in out.iterdir() if p.suffix in (".safetensors", ".unfinished")]
-    if odd := sorted(p for p in there if p.stem not in shards | {INDEX}):
-        raise ValueError(f"{odd[0]} is no part of {rows} rows: were pictures taken away? Delete it "
-                         "or name another --out.")
-    need = rows * recipe.row_bytes() - sum(p.stat().st_size for p in there)
-    if need > (free := shutil.disk_usage(out).free):
-        raise OSError(f"{out} needs {need / 1e9:.1f} GB more, but its disk has {free / 1e9:.1f} GB "
-                      "left: name an --out on another disk.")
-
-
-# ----------------------------------------------------------------------------------------- reading
-
 class Features:
-    """Packed folders, mapped: `ids`, `width` (F), `settings`, `skipped`, `stack`, `frames`.
+    """Packed folders: `ids`, `width` (F), `tokens` (N), `settings`, `folders`, `skipped`, `stack`,
+    `frames`. folders: one, or several that were packed with the same settings."""
 
-    folders: one, or several that were packed with the same settings.
-    """
-
-    def __init__(self, folders: str | Path | Sequence[str | Path]):
-        folders = [folders] if isinstance(folders, str | Path) else folders
+    def __init__(self, folders: str | Path | list[str | Path]):
+        if isinstance(folders, (str, Path)):
+            folders = [folders]
         self.folders = ", ".join(map(str, folders))
-        self.shards: list[Path] = []
-        self.opened: dict[int, Tensor] = {}                       # shard -> its rows, M, N, F
-        self.place: dict[str, tuple[int, int]] = {}               # id -> shard, row in it
-        self.real: dict[str, int] = {}                            # id of a clip -> frames
-        self.skipped: list[str] = []
-        kinds = []
+        self.rows, self.real = {}, {}                    # id -> its row (N, F) on disk; its frames
+        self.skipped, kinds = {}, []
         for folder in map(Path, folders):
             index = read_index(folder)
-            rows, *shape = index["shape"]
-            kinds.append(index["settings"] | {"shape": shape})
-            if kinds[0] != kinds[-1]:
-                raise ValueError(f"{folder} holds features of another kind ({kinds[-1]}) than "
-                                 f"{folders[0]} ({kinds[0]}): pack both with the same settings.")
-            if twice := self.place.keys() & index["ids"].keys():
-                raise ValueError(f"{min(twice)!r} is in {folder} and in a folder before it: rename "
-                                 "one of the pictures and pack again.")
-            first, size = len(self.shards), index["shard"]
-            self.shards += [folder / f"{n:05}.safetensors" for n in range(math.ceil(rows / size))]
-            self.place |= {i: (first + row // size, row % size) for i, row in index["ids"].items()}
-            if index["frames"]:
-                self.real |= {i: index["frames"][row] for i, row in index["ids"].items()}
-            self.skipped += index["skipped"]
-        if gone := [path for path in self.shards if not path.exists()]:
-            raise FileNotFoundError(f"{gone[0]} is missing: pack again, which keeps the others.")
-        self.settings, self.shape = index["settings"], tuple(shape)
-        self.ids, self.width = list(self.place), shape[1]
+            ids, self.settings = index["ids"], index["settings"]
+            with reading(folder):
+                assert index["done"] == len(ids), "it is not finished: give its command again"
+                rows = open_rows(folder, index)
+                _, self.tokens, self.width = rows.shape
+                kinds.append(self.settings | {"width": self.width})
+                assert kinds[0] == kinds[-1], f"it holds {kinds[-1]}, another folder {kinds[0]}"
+                here = {name: row for name, row in zip(ids, np.asarray(rows))
+                        if name not in index["skipped"]}
+                twice = sorted(self.rows.keys() & here.keys())
+                assert not twice, f"another folder holds {twice[0]!r}, too: rename one and pack it"
+            self.rows |= here
+            self.real |= {name: n for name, n in zip(ids, index["frames"]) if name in here}
+            self.skipped |= index["skipped"]
+        self.ids = list(self.rows)
 
-    def __len__(self) -> int:
-        return len(self.ids)
+    def spelt(self, ids: list[str]) -> list[str]:
+        """These ids as they are spelt here; BadInput if one is unknown."""
+        names = list(map(nfc, ids))
+        with reading(self.folders):
+            for name in names:
+                assert name in self.rows, (f"nothing of {name!r} among its {len(self.ids)}: pack a "
+                                           "folder that holds it")
+        return names
 
     def stack(self, ids: list[str]) -> Tensor:
         """The tokens of these pictures or clips (B, N, F) in fp32; zeros behind a clip's end."""
-        self.check(ids)
-        out = torch.empty(len(ids), *self.shape)
-        for row, (shard, n) in zip(out, (self.place[i] for i in ids)):
-            if shard not in self.opened:
-                self.opened[shard] = weights.read(self.shards[shard])["features"]
-            row.copy_(self.opened[shard][n])                      # read and cast in one pass
-        return out
+        x = np.empty((len(ids), self.tokens, self.width), np.float32)
+        with reading(self.folders):
+            for row, name in zip(x, self.spelt(ids)):
+                row[:] = self.rows[name]                 # read and cast in one pass
+                assert np.isfinite(row.sum()), f"NaN or inf in the features of {name!r}: pack again"
+        return torch.from_numpy(x)
 
     def frames(self, ids: list[str]) -> list[int] | None:
         """How many of the tokens of each of these clips are real frames; None of pictures."""
-        self.check(ids)
-        return [self.real[i] for i in ids] if "frames" in self.settings else None
-
-    def check(self, ids: list[str]) -> None:
-        if lost := [i for i in ids if i not in self.place]:
-            raise ValueError(f"{self.folders} has no {'clip' if self.real else 'picture'} "
-                             f"{lost[0]!r} among its {len(self)}: pack a folder that holds it.")
+        return [self.real[name] for name in self.spelt(ids)] if self.real else None
 
 
 class Pixels:
     """Pictures straight from disk, for a CLIP that stands in the model: `ids`, `width`, `stack`.
 
-    pictures: id -> file (or what PIL opens). tokens: what the tower makes of each.
+    pictures: id -> file (or what Pillow opens). tokens: what the tower makes of each.
     """
 
-    def __init__(self, tower: ViT | ResNet, pictures: dict[str, Path]):
-        self.tower, self.pictures, self.ids = tower, pictures, list(pictures)
-        self.width, self.tokens = tower.features, GRID * GRID
-        self.settings = {"clip": weights.fingerprint(tower), "resize": "stretch"}
+    def __init__(self, tower, pictures: dict[str, Path]):
+        self.tower, self.pictures = tower, {nfc(name): path for name, path in pictures.items()}
+        self.ids, self.width, self.tokens = list(self.pictures), tower.features, GRID * GRID
+        self.settings = {"clip": fingerprint(tower), "resize": "stretch"}
         self.threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
 
     def stack(self, ids: list[str]) -> Tensor:
-        """Their pixels (B, 3, H, W); ValueError names a picture that cannot be read."""
-        found = list(self.threads.map(
-            lambda i: decode(self.pictures[i], self.tower.size, "stretch"), ids))
-        for i, pixels in zip(ids, found):
-            if isinstance(pixels, str):
-                raise ValueError(f"picture {i} cannot be read ({pixels}): replace or remove it")
-        return torch.stack(found)
+        """Their pixels (B, 3, H, W)."""
+        read = partial(read_picture, side=self.tower.size)
+        paths = [self.pictures[nfc(name)] for name in ids]
+        return torch.stack(list(self.threads.map(read, paths)))
 
 
-def read_index(folder: Path) -> dict:
-    """index.json of a packed folder."""
-    path = folder / INDEX
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {folder} is no packed folder or not finished; "
-                                "write it with features.py.")
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        found = {k: index[k] for k in ("settings", "shard", "shape", "skipped", "ids")}
-        return found | {"frames": index["frames"] if "frames" in found["settings"] else None}
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is no index of packed features: delete it and pack again, which "
-                         "keeps the shards.") from None
+class Shuffled:
+    """Features that hand out some other picture's, always the same one: a blind control."""
+
+    def __init__(self, features: Features, seed: int):
+        order = torch.randperm(len(features.ids), generator=torch.Generator().manual_seed(seed))
+        self.other = {name: features.ids[i] for name, i in zip(features.ids, order.tolist())}
+        self.features = features
+
+    def __getattr__(self, name: str):
+        return getattr(self.features, name)              # ids, width, tokens, settings
+
+    def stack(self, ids: list[str]) -> Tensor:
+        return self.features.stack([self.other[nfc(name)] for name in ids])
+
+    def frames(self, ids: list[str]) -> list[int] | None:
+        return self.features.frames([self.other[nfc(name)] for name in ids])
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Packs features of pictures or clips in a folder.")
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", help="folder with jpg and png pictures; needs --clip")
-    source.add_argument("--clips", help="folder with a folder or a gif a clip; needs --clip")
-    source.add_argument("--hdf5", help="folder with published features, an .h5 file a picture")
-    source.add_argument("--npz", help="folder with published features, an .npz file a clip")
-    parser.add_argument("--clip", help="folder or .safetensors file of a CLIP tower")
-    parser.add_argument("--out", required=True, help="packed folder to write or to go on with")
-    parser.add_argument("--resize", choices=("stretch", "crop"), default="stretch")
-    parser.add_argument("--batch", type=int, default=BATCH, help="pictures or clips at once")
-    parser.add_argument("--shard", type=int, default=SHARD, help="pictures or clips a file")
-    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop")
-    args = parser.parse_args(argv)
-    if bool(args.images or args.clips) != bool(args.clip):
-        parser.error("--clip goes with --images or --clips")
-    try:
-        if args.clip:
-            skipped = extract(load_clip(args.clip), args.images or args.clips, args.out, args.resize,
-                              args.batch, args.on_error, None, args.shard, bool(args.clips))
-        else:
-            run = convert if args.hdf5 else convert_npz
-            skipped = run(args.hdf5 or args.npz, args.out, args.batch, args.on_error, args.shard)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"features.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("features.py: interrupted; the same command goes on", file=sys.stderr)
-        return 1
-    if skipped:
-        print(f"{len(skipped)} unreadable files left out: {', '.join(skipped)}", file=sys.stderr)
-    return 0
+class Hidden(Shuffled):
+    """Clips none of whose frames is real, so that nothing of them is seen: a control."""
+
+    def frames(self, ids: list[str]) -> list[int]:
+        return [0] * len(ids)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+# ---------------------------------------------------------------------------- what a run is shown
+
+def visual_kind(task: str) -> str:
+    """What a task shows: PICTURES or CLIPS."""
+    return CLIPS if TASKS[task].clips else PICTURES
+
+
+def folder_of(config, kind: str) -> str:
+    return config.clips if kind == CLIPS else config.images
+
+
+def load_tower(config):
+    """The CLIP of a run."""
+    tower = load_clip(config.clip)
+    if config.control == "random-clip":
+        torch.manual_seed(0)
+        tower = randomized(tower)
+    return tower
+
+
+def load_features(config) -> dict[str, Features | Pixels]:
+    """Of each task, the features of its pictures or clips: packed once for each CLIP and state of
+    their folder, or given as packed folders; or the pictures themselves."""
+    kinds = {task: visual_kind(task) for task in config.tasks.split(",")}
+    if config.features == "none":
+        found = {PICTURES: Pixels(load_tower(config), list_files(config.images))}
+    elif config.features:
+        found = open_given(config.features)
+    else:
+        tower = load_tower(config)
+        found = {kind: pack_once(config, tower, kind) for kind in dict.fromkeys(kinds.values())}
+    with reading(f"--features {config.features}"):
+        for task, kind in kinds.items():
+            assert kind in found, f"it has no {kind} for {task}: name a packed folder of them, too"
+    return {task: found[kind] for task, kind in kinds.items()}
+
+
+def open_given(text: str) -> dict[str, Features]:
+    """The packed folders of --features, a comma between them (which a folder's name may hold)."""
+    folders = [text] if Path(text).is_dir() else text.split(",")
+    clips = [folder for folder in folders if "frames" in read_index(Path(folder))["settings"]]
+    pictures = [folder for folder in folders if folder not in clips]
+    return {kind: Features(some) for kind, some in ((PICTURES, pictures), (CLIPS, clips)) if some}
+
+
+def pack_once(config, tower, kind: str) -> Features:
+    """The packed folder of all pictures or clips; written where it is missing."""
+    folder, home = folder_of(config, kind), Path(config.data) / "features"
+    files = list_clips(folder) if kind == CLIPS else list_files(folder)
+    state = [ROWS, fingerprint(tower), *((str(path), size(path)) for path in files.values())]
+    digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
+    packed = home / f"{Path(config.clip).stem}-{digest}"
+    with reading(home):
+        assert packed.exists() or os.access(home if home.exists() else config.data, os.W_OK), \
+            "it cannot be written: pack elsewhere (python -m tools.pack) and name it by --features"
+    extract(tower, folder, packed, clips=kind == CLIPS, device=config.device)
+    return Features(packed)
+
+
+def sources(features: dict[str, Features | Pixels]) -> dict[str, dict]:
+    """Of PICTURES and CLIPS, pictures first, how the features were made and how wide they are."""
+    found = {visual_kind(task): some.settings | {"width": some.width}
+             for task, some in features.items()}
+    return {kind: found[kind] for kind in (PICTURES, CLIPS) if kind in found}
+
+
+def check_same(metadata: dict[str, str], features: dict[str, Features | Pixels], hint: str) -> None:
+    """A run must be shown what it was trained on. metadata: of its adapter file."""
+    with reading("features"):
+        before = json.loads(metadata.get("features", "{}"))
+        for kind, now in sources(features).items():
+            assert kind in before, f"this run was trained without {kind}: ask it about others"
+            was = before[kind]
+            for key in ("clip", "resize", "width"):
+                assert key not in was or was[key] == now.get(key), (
+                    f"this run saw {kind} through another CLIP ({key}: {was[key]}, now "
+                    f"{now.get(key)}): {hint}")
+
+
+def check_pictures(config, examples: dict[str, list], features: dict[str, Features | Pixels]
+                   ) -> None:
+    """Every picture and clip that an example names must have features."""
+    for task, found in examples.items():
+        kind, there, lost = visual_kind(task), set(features[task].ids), set()
+        for example in found:
+            lost.update(nfc(name) for name in example.images if nfc(name) not in there)
+        where = folder_of(config, kind) if config.features in ("", "none") else config.features
+        with reading(where):
+            assert not lost, (f"{len(lost)} {kind} that examples of {task} name are not there, the "
+                              f"first is {min(lost)!r}: put or pack them there (the name is the "
+                              "file's, without the ending)")

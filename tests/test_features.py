@@ -1,34 +1,36 @@
-"""features.py: packed folders against the tower itself, against kills, and against h5py's files."""
+"""features.py, pictures.py, pack.py: against the tower itself, by hand, against kills and lies."""
+import fcntl
 import json
+import multiprocessing
 import os
+import random
 import shutil
-import weakref
-from dataclasses import replace
-from itertools import count
+import signal
+import threading
+import unicodedata
+import zipfile
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import golden_files
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-import clip_encoder
-from support import features
-from support import weights
-from clip_encoder import ViT, pixels
-from support.published_clip import HUGGING_FACE
-from support.features import INDEX, Features, Recipe, convert, extract, pack
-from killing import contents, kill_often, spawn
-
-SHARDS = ["00000.safetensors", "00001.safetensors", "00002.safetensors"]
+from clip_encoder import ViT, pixels, randomized
+from support import features, pictures, weights
+from support.features import INDEX, ROWS, Features, Hidden, Pixels, Shuffled, convert, extract
+from support.gate import BadInput
+from support.pictures import frame_files, list_clips, list_files, read_frames, read_published
+from support.published_clip import HUGGING_FACE, load_clip
+from tools import pack
 
 
 @pytest.fixture(scope="module")
 def vit():
-    torch.manual_seed(0)
+    torch.manual_seed(1)                                 # 0 is the control's
     return ViT(width=32, layers=2, heads=4, patch=4, size=24, out=20).eval().requires_grad_(False)
 
 
@@ -36,465 +38,610 @@ def vit():
 def clip_folder(vit, tmp_path_factory):
     folder = tmp_path_factory.mktemp("clip")
     weights.write(folder / "model.safetensors", weights.published(vit, HUGGING_FACE))
-    (folder / "config.json").write_text('{"num_attention_heads": 4}')
+    (folder / "config.json").write_text(
+        '{"num_attention_heads": 4, "num_hidden_layers": 2}')
     return folder
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+def picture(seed: int, width: int = 24, height: int = 24) -> Image.Image:
+    """Few colours, so that a GIF keeps them all."""
+    generator = np.random.default_rng(seed)
+    palette = generator.integers(0, 256, (16, 3), dtype=np.uint8)
+    return Image.fromarray(palette[generator.integers(0, 16, (height, width))])
+
+
+def save(path: Path, seed: int = 0, **sides: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(seed, **sides).save(path)
+
+
+def save_clip(path: Path, count: int) -> None:
+    """Frames 1, 2, ... of a folder (10.png sorts before 2.png), or of an animated file."""
+    if not path.suffix:
+        for n in range(count):
+            save(path / f"{n + 1}.png", n)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *rest = map(picture, range(count))
+    more = {"lossless": True} if path.suffix == ".webp" else {}
+    first.save(path, save_all=True, append_images=rest, duration=40, **more)
 
 
 @pytest.fixture
 def folder(tmp_path):
     """Seven pictures in two folders, and a file that is none. Sorted: a b d deep/c e f g."""
-    (tmp_path / "in" / "deep").mkdir(parents=True)
     for i, name in enumerate(("b.png", "a.PNG", "deep/c.jpg", "e.jpeg", "d.png", "f.png", "g.png")):
-        picture(30 + i, 26, i).save(tmp_path / "in" / name)
+        save(tmp_path / "in" / name, i, width=30 + i)
     (tmp_path / "in" / "notes.txt").write_text("no picture")
     return tmp_path / "in"
 
 
-def close(a: torch.Tensor, b: torch.Tensor, within: float) -> bool:
-    return a.shape == b.shape and (a - b).abs().max().item() < within
+LENGTHS = {"long": 64, "short": 3, "gif": 5, "s01": 12, "webp": 4}           # sorted by path
 
 
-# --------------------------------------------------------------------------------- a whole folder
+@pytest.fixture
+def clips(tmp_path):
+    for name, count in {"short": 3, "show/s01": 12, "long": 70, "show/gif.gif": 5,
+                        "webp.webp": 4}.items():
+        save_clip(tmp_path / "clips" / name, count)
+    return tmp_path / "clips"
 
-@pytest.mark.parametrize("resize", ["stretch", "crop"])
-def test_extract(vit, folder, tmp_path, resize):
-    out = tmp_path / "packed" / "pictures"
-    assert extract(vit, folder, out, resize, batch=2, shard=3) == []
-    packed = Features(out)
-    assert packed.ids == list("abdcefg") and len(packed) == 7 and packed.width == 32
-    assert packed.settings == {"grid": 6, "resize": resize, "size": 24,
-                               "clip": weights.fingerprint(vit)}
-    got = packed.stack(["c", "a", "c", "g"])
-    assert got.dtype == torch.float32 and got.shape == (4, 36, 32)
-    want = [pixels(Image.open(folder / n), 24, resize) for n in ("deep/c.jpg", "a.PNG", "g.png")]
-    assert close(got[[0, 1, 3]], vit.encode(torch.stack(want)), 5e-3)                       # fp16
-    assert torch.equal(got[0], got[2]) and packed.stack([]).shape == (0, 36, 32)
-    assert sorted(contents(out)) == [".lock", *SHARDS, INDEX]
-    with safe_open(out / SHARDS[1], "pt") as file:            # safetensors' own reader takes it
-        assert file.get_slice("features").get_dtype() == "F16"
-        assert torch.equal(file.get_tensor("features").float(), packed.stack(list("cef")))
-    with pytest.raises(ValueError, match="pictures.*'zebra'"):
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def refuses(words: str, exception=BadInput):
+    return pytest.raises(exception, match=f"(?s){words}")
+
+
+# ------------------------------------------------------------------------- numbers, by hand
+
+@pytest.mark.parametrize("resize, batch", [("stretch", 64), ("crop", 2)])
+def test_pictures(vit, folder, tmp_path, monkeypatch, resize, batch):
+    monkeypatch.setattr(features, "BATCH", batch)
+    assert extract(vit, folder, tmp_path / "out", resize=resize) == {}
+    packed, names = Features(tmp_path / "out"), "a.PNG b.png d.png deep/c.jpg e.jpeg f.png g.png"
+    assert packed.ids == list("abdcefg") and (packed.width, packed.tokens) == (32, 36)
+    assert packed.settings == {"clip": weights.fingerprint(vit), "resize": resize, "size": 24,
+                               "grid": 6}
+    x = torch.stack([pixels(Image.open(folder / n), 24, resize) for n in names.split()])
+    want = torch.cat([vit.encode(some) for some in x.split(batch)]).half()
+    assert torch.equal(packed.stack(packed.ids), want.float())
+    assert torch.equal(packed.stack(["c", "a", "c"]), want[[3, 0, 3]].float())
+    assert packed.frames(["a"]) is None and packed.skipped == {}
+    assert contents(tmp_path / "out").keys() == {INDEX, ROWS}
+    assert np.array_equal(np.load(tmp_path / "out" / ROWS), want.numpy())
+    with refuses("out: nothing of 'zebra' among its 7"):
         packed.stack(["a", "zebra"])
 
 
-def test_shards_and_batches_change_nothing_but_rounding(vit, folder, tmp_path):
-    for name, sizes in (("a", dict(batch=64, shard=100)), ("b", dict(batch=1, shard=2))):
-        extract(vit, folder, tmp_path / name, **sizes)
-    a, b = Features(tmp_path / "a"), Features(tmp_path / "b")
-    assert a.ids == b.ids and close(a.stack(a.ids), b.stack(a.ids), 5e-3)
-    assert (len(a.shards), len(b.shards)) == (1, 4)
+def test_clips(vit, clips, tmp_path, monkeypatch):
+    sizes, encode = [], vit.encode
+    monkeypatch.setattr(vit, "encode", lambda x, pooled: sizes.append(len(x)) or encode(x, pooled))
+    extract(vit, clips, tmp_path / "out", clips=True)
+    assert max(sizes) == 16 and sum(sizes) == 70 + 3 + 5 + 12 + 4
+    packed = Features(tmp_path / "out")
+    assert packed.ids == list(LENGTHS) and (packed.width, packed.tokens) == (20, 64)
+    assert packed.frames(["gif", "long"]) == [5, 64]
+    x = torch.stack([pixels(picture(n), 24) for n in range(70)])
+    for name, count in LENGTHS.items():
+        row, = packed.stack([name])
+        frames = torch.cat([encode(some, True) for some in x[:max(count, 6)].split(16)])
+        if name == "long":         # 70 frames: share i is frames [70 i / 64] to [70 (i + 1) / 64]
+            frames = torch.cat([encode(some, True) for some in x.split(16)])      # rounded up
+            shares = [frames[i * 70 // 64:-(-(i + 1) * 70 // 64)] for i in range(64)]
+            assert torch.equal(row, torch.stack([share.amax(0) for share in shares]).half().float())
+        else:
+            assert (row[:count] - frames[:count]).abs().max() < 2e-3
+            assert not row[count:].any()
+    frames = encode(x[:12], True)
+    assert torch.equal(packed.stack(["s01"])[0, :12], frames.half().float())
 
 
-def test_copies_are_computed_once(vit, folder, tmp_path):
-    shutil.copy(folder / "a.PNG", folder / "z.png")
-    shutil.copy(folder / "a.PNG", folder / "deep" / "y.png")
-    extract(vit, folder, tmp_path / "out", batch=2, shard=3)
-    packed, index = Features(tmp_path / "out"), json.loads((tmp_path / "out" / INDEX).read_text())
-    assert packed.ids == list("abdcyefgz") and index["shape"] == [7, 36, 32]
-    x = packed.stack(["a", "y", "z", "b"])
-    assert torch.equal(x[0], x[1]) and torch.equal(x[0], x[2]) and not torch.equal(x[0], x[3])
+def test_order_of_time(tmp_path):
+    names = ["9.jpg", "10.jpg", "f1_2.png", "f1_11.png", "f02_1.png"]
+    for name in reversed(names):
+        save(tmp_path / name)
+    assert [path.name for path in frame_files(tmp_path)] == names
 
 
 def test_several_folders(vit, folder, tmp_path):
-    (tmp_path / "more").mkdir()
     for name in "xy":
-        picture(20, 20, ord(name)).save(tmp_path / "more" / f"{name}.png")
-    extract(vit, folder, tmp_path / "1", batch=2, shard=3)
+        save(tmp_path / "more" / f"{name}.png", ord(name))
+    extract(vit, folder, tmp_path / "1")
     extract(vit, tmp_path / "more", tmp_path / "2")
-    both, one, two = Features([tmp_path / "1", tmp_path / "2"]), *map(
-        Features, (tmp_path / "1", tmp_path / "2"))
+    both, one, two = map(Features, ([tmp_path / "1", tmp_path / "2"], tmp_path / "1",
+                                    tmp_path / "2"))
     assert both.ids == [*"abdcefgxy"] and both.settings == one.settings
-    assert torch.equal(both.stack(["y", "g", "x"]),
-                       torch.cat([two.stack(["y"]), one.stack(["g"]), two.stack(["x"])]))
-    with pytest.raises(ValueError, match="'a' is in .*1"):
+    assert torch.equal(both.stack(["y", "g"]), torch.cat([two.stack(["y"]), one.stack(["g"])]))
+    with refuses("1: another folder holds 'a', too"):
         Features([tmp_path / "1", tmp_path / "1"])
     extract(vit, tmp_path / "more", tmp_path / "3", resize="crop")
-    with pytest.raises(ValueError, match="3 holds .*crop.*stretch"):
+    with refuses("3: it holds .*crop.*another folder .*stretch"):
         Features([tmp_path / "1", tmp_path / "3"])
 
 
-# ------------------------------------------------------------------------------------------- kills
+# ------------------------------------------------------------------------- kills, other settings
 
-SLOW = ("features", 0.01)                          # seconds that reading a picture takes longer
+def pack_until(argv: list[str], events: int) -> None:
+    """A process of its own: killed at this event, which are reads and what is just to be saved."""
+    lock, count = threading.Lock(), iter(range(1, 10 ** 9))
+    features.BATCH, features.SECONDS = 3, -1
 
-
-@pytest.fixture(scope="module")
-def large(clip_folder, tmp_path_factory):
-    """Arguments for 90 pictures, and what an undisturbed run makes of them."""
-    root = tmp_path_factory.mktemp("large")
-    (root / "in").mkdir()
-    for i in range(90):
-        picture(16, 16, i % 80).save(root / "in" / f"{i:02}.png")
-    arguments = ["--clip", str(clip_folder), "--images", str(root / "in"), "--batch", "3",
-                 "--shard", "32", "--out"]
-    process = spawn(*SLOW, *arguments, str(root / "out"))
-    process.join()
-    assert process.exitcode == 0
-    return arguments, contents(root / "out")
-
-
-def test_killed_at_random_moments(large, tmp_path):
-    early, in_a_shard = zip(*kill_often(*SLOW, *large, tmp_path / "out", 5))
-    assert any(early) and any(in_a_shard)
+    def counted(function):
+        def wrapped(*given, **named):
+            with lock:
+                if next(count) == events:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return function(*given, **named)
+        return wrapped
+    for name in ("read_picture", "read_clip", "replace_file"):
+        setattr(features, name, counted(getattr(features, name)))
+    torch.set_num_threads(1)
+    pack.main(argv)
 
 
-def test_two_processes_at_once(large, tmp_path):
-    both = [spawn(*SLOW, *large[0], str(tmp_path / "out")) for _ in range(2)]
+def spawn(argv: list[str], events: int = -1) -> multiprocessing.Process:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch._dynamo", "support.features"])
+    process = context.Process(target=pack_until, args=(argv, events))
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("kind", ["--images", "--clips"])
+def test_killed_at_random_moments(clip_folder, tmp_path, kind):
+    for n in range(36):
+        if kind == "--images":
+            save(tmp_path / "in" / f"{n:02}.png", n)
+        else:
+            save_clip(tmp_path / "in" / f"{n:02}", 2 + n % 3)
+    argv = ["--clip", str(clip_folder), kind, str(tmp_path / "in"), "--out"]
+    both = [spawn([*argv, str(tmp_path / "whole")]) for _ in range(3)]       # they take turns
+    generator, done = random.Random(0), [0]
+    for _ in range(3):
+        process = spawn([*argv, str(tmp_path / "out")], generator.randint(8, 18))
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        done.append(json.loads((tmp_path / "out" / INDEX).read_text())["done"])
+        with refuses("not finished: give its command again"):
+            Features(tmp_path / "out")
+    assert done == sorted(done) and 0 < done[-1] < 36
+    both.append(spawn([*argv, str(tmp_path / "out")]))
     for process in both:
         process.join()
-    assert [process.exitcode for process in both] == [0, 0]
-    assert contents(tmp_path / "out") == large[1]
+    assert [process.exitcode for process in both] == [0, 0, 0, 0]
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert len(Features(tmp_path / "out").ids) == 36
 
 
-def counting(vit, monkeypatch) -> list[int]:
-    """The sizes of the batches that go through the tower from now on."""
-    sizes, encode = [], vit.encode
-    monkeypatch.setattr(vit, "encode", lambda x: sizes.append(len(x)) or encode(x))
-    return sizes
-
-
-@pytest.mark.parametrize("where, batches", [
-    (0, [2, 1]), (7, [2, 1]), (-3 * 2304, [2, 1]), (-3 * 2304 + 1, [2, 1]), (-2304 - 1, [2, 1]),
-    (-2304, [1]), (-2303, [1]), (-1, [1]), (None, [1])])
-def test_cut_anywhere_and_on_from_there(vit, folder, tmp_path, monkeypatch, where, batches):
-    """A begun shard of three rows (2304 bytes each), batches of two: whole batches are kept."""
-    extract(vit, folder, tmp_path / "out", batch=2, shard=3)
-    whole = contents(tmp_path / "out")
-    (tmp_path / "out" / SHARDS[1]).unlink()
-    (tmp_path / "out" / INDEX).unlink()
-    (tmp_path / "out" / "00001.unfinished").write_bytes(whole[SHARDS[1]][:where])
-    sizes = counting(vit, monkeypatch)
-    extract(vit, folder, tmp_path / "out", batch=2, shard=3)
-    assert contents(tmp_path / "out") == whole and sizes == batches
-
-
-def test_done_is_done(vit, folder, tmp_path, monkeypatch):
-    extract(vit, folder, tmp_path / "out", batch=2, shard=3)
-    whole, sizes = contents(tmp_path / "out"), counting(vit, monkeypatch)
-    assert extract(vit, folder, tmp_path / "out", batch=2, shard=3) == []
-    assert contents(tmp_path / "out") == whole and sizes == []
-
-
-# ------------------------------------------------------------------------------- what is different
-
-def begun(vit, folder, out, finished: int = 3) -> None:
-    """A folder with so many finished shards, and a row of the next."""
-    extract(vit, folder, out, batch=1, shard=2)
-    (out / INDEX).unlink()
-    for n in range(finished, 4):
-        path = out / f"{n:05}.safetensors"
-        if n == finished:
-            (out / f"{n:05}.unfinished").write_bytes(path.read_bytes()[:-2304])
-        path.unlink()
-
-
-@pytest.mark.parametrize("finished", [0, 1])
 @pytest.mark.parametrize("change, words", [
-    (dict(resize="crop"), "resize 'stretch'.*'crop'"), (dict(batch=2), "batch 1 .now 2"),
-    (dict(shard=3), "shard 2 .now 3"), (None, "clip '\\w{16}' .now '")])
-def test_other_settings(vit, folder, tmp_path, finished, change, words):
-    begun(vit, folder, tmp_path / "out", finished)
-    before = contents(tmp_path / "out")
-    tower = vit if change else clip_encoder.randomized(vit)
-    with pytest.raises(ValueError, match=f"out was begun with {words}.*delete the folder"):
-        extract(tower, folder, tmp_path / "out", **dict(batch=1, shard=2) | (change or {}))
+    (lambda f: dict(resize="crop"), "begun with resize 'stretch', and now it is 'crop'"),
+    (lambda f: dict(tower=True), r"begun with clip '\w{16}', and now"),
+    (lambda f: (f / "d.png").unlink(), "begun with file 'd' where 'c' is now"),
+    (lambda f: save(f / "c2.png"), "begun with file 'd' where 'c2' is now"),
+    (lambda f: save(f / "h.png"), "begun with file None where 'h' is now"),
+    (lambda f: save(f / "d.png", width=99), "d.png has changed")])
+def test_other_settings_or_files(vit, folder, tmp_path, change, words):
+    extract(vit, folder, tmp_path / "out")
+    before, changed = contents(tmp_path / "out"), change(folder) or {}
+    tower = randomized(vit) if changed.pop("tower", False) else vit
+    with refuses(f"out: .*{words}.*name another --out, or delete"):
+        extract(tower, folder, tmp_path / "out", **changed)
     assert contents(tmp_path / "out") == before
 
 
-def remove(folder):
-    (folder / "d.png").unlink()
+def test_done_is_done(vit, folder, tmp_path, monkeypatch):
+    extract(vit, folder, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    monkeypatch.setattr(vit, "encode", None)
+    monkeypatch.setattr(features, "open", None, raising=False)           # also on a read-only disk
+    assert extract(vit, folder, tmp_path / "out") == {} and contents(tmp_path / "out") == before
 
 
-def replace_one(folder):
-    picture(9, 9).save(folder / "d.png")
+def test_two_processes_take_turns(clip_folder, folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    with open(tmp_path / "out" / ROWS, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = spawn(["--clip", str(clip_folder), "--images", str(folder), "--out",
+                         str(tmp_path / "out")])
+        process.join(1.5)
+        assert process.is_alive() and not (tmp_path / "out" / INDEX).exists()
+    process.join()
+    assert process.exitcode == 0 and len(Features(tmp_path / "out").ids) == 7
 
 
-def add(folder):
-    picture(9, 9).save(folder / "c2.png")
-
-
-@pytest.mark.parametrize("change, culprit", [
-    (remove, "c.jpg"), (replace_one, "d.png"), (add, "c2.png")])
-def test_other_pictures(vit, folder, tmp_path, change, culprit):
-    """a b | d c | e f | g: finished shards that hold others are an error, a begun one is redone."""
-    begun(vit, folder, tmp_path / "late", 2)
-    begun(vit, folder, tmp_path / "early", 1)
-    change(folder)
-    with pytest.raises(ValueError, match=f"late/00001.*differs: [^ ]*{culprit}.*delete"):
-        extract(vit, folder, tmp_path / "late", batch=1, shard=2)
-    extract(vit, folder, tmp_path / "early", batch=1, shard=2)
-    extract(vit, folder, tmp_path / "fresh", batch=1, shard=2)
-    assert contents(tmp_path / "early") == contents(tmp_path / "fresh")
-
-
-def test_fewer_and_more_pictures(vit, folder, tmp_path):
-    extract(vit, folder, tmp_path / "out", batch=1, shard=2)
-    (folder / "g.png").rename(tmp_path / "g.png")
-    with pytest.raises(ValueError, match="00003.safetensors is no part of 6 rows"):
-        extract(vit, folder, tmp_path / "out", batch=1, shard=2)
-    (folder / "f.png").unlink()
-    (tmp_path / "out" / "00003.safetensors").unlink()
-    with pytest.raises(ValueError, match="00002.*differs: fewer"):
-        extract(vit, folder, tmp_path / "out", batch=1, shard=2)
-
-
-def test_a_folder_of_something_else(vit, folder, tmp_path):
-    weights.write(tmp_path / "out" / "model.safetensors", {"other": torch.zeros(1)})
-    with pytest.raises(ValueError, match="model.safetensors holds no packed features"):
+def test_a_cut_file_is_not_gone_on_with(vit, folder, tmp_path):
+    extract(vit, folder, tmp_path / "out")
+    change_index(done=5, sizes=[path.stat().st_size for path in list_files(folder).values()][:5]
+                 )(tmp_path / "out")
+    cut_in_half(tmp_path / "out" / ROWS)
+    with refuses("features.npy: "):
         extract(vit, folder, tmp_path / "out")
-    with pytest.raises(FileExistsError, match="model.safetensors is a file"):
-        extract(vit, folder, tmp_path / "out" / "model.safetensors")
-    for path in (tmp_path / "out", tmp_path / "out" / "model.safetensors", tmp_path / "nowhere"):
-        with pytest.raises(FileNotFoundError, match=f"{path.name}.*features.py"):
-            Features(path)
 
 
-def test_damage(vit, folder, tmp_path):
-    out = tmp_path / "out"
-    extract(vit, folder, out, batch=2, shard=3)
-    whole = contents(out)
-    (out / SHARDS[1]).write_bytes(whole[SHARDS[1]][:-1])
-    with pytest.raises(ValueError, match="00001.safetensors is damaged"):
-        extract(vit, folder, out, batch=2, shard=3)
-    with pytest.raises(ValueError, match="00001.safetensors is truncated"):
-        Features(out).stack(["e"])
-    (out / SHARDS[1]).unlink()
-    with pytest.raises(FileNotFoundError, match="00001.safetensors is missing: pack again"):
-        Features(out)
-    (out / INDEX).write_text(whole[INDEX].decode()[:-5])
-    with pytest.raises(ValueError, match="index.json is no index"):
-        Features(out)
-    extract(vit, folder, out, batch=2, shard=3)
-    assert contents(out) == whole
+def test_a_place_that_cannot_be_packed_into(vit, folder, tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    np.save(tmp_path / "other" / ROWS, np.ones(3))
+    with refuses("other: features.npy lies there without index.json"):
+        extract(vit, folder, tmp_path / "other")
+    with pytest.raises(FileExistsError):
+        extract(vit, folder, tmp_path / "other" / ROWS)
+    need = 7 * 36 * 32 * 2
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=need - 1))
+    with refuses("out: it needs 0.0 GB, but its disk has 0.0 GB left"):
+        extract(vit, folder, tmp_path / "out")
 
 
-# --------------------------------------------------------------------------------- broken pictures
+# ------------------------------------------------------------------------- unreadable files
 
-def break_pictures(folder):
-    whole = (folder / "d.png").read_bytes()
-    (folder / "d.png").write_bytes(whole[:len(whole) // 2])
-    (folder / "bad \" é.jpg").write_bytes(b"nothing")
+def cut_in_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def break_pictures(folder: Path) -> None:
+    cut_in_half(folder / "d.png")
+    (folder / "bad \" é.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
 
 
-def test_a_broken_picture_stops(vit, folder, tmp_path):
+def test_stop(vit, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "BATCH", 2)
+    extract(vit, folder, tmp_path / "fresh")
     whole = (folder / "d.png").read_bytes()
     break_pictures(folder)
-    with pytest.raises(ValueError, match="bad.*cannot be read.*go on.*skip"):
-        extract(vit, folder, tmp_path / "out", batch=1)
-    for bad in folder.glob("bad*"):
-        bad.unlink()
-    (folder / "dangling.png").unlink()
-    with pytest.raises(ValueError, match="d.png cannot be read"):
-        extract(vit, folder, tmp_path / "out", batch=1)
-    (folder / "d.png").write_bytes(whole)
-    extract(vit, folder, tmp_path / "out", batch=1)
-    extract(vit, folder, tmp_path / "fresh", batch=1)
+    for bad in ("bad \" é.jpg", "d.png", "dangling.png"):
+        with refuses(f"{bad}.*: replace or remove it .*same command again.*--on-error skip"):
+            extract(vit, folder, tmp_path / "out")
+        (folder / bad).unlink()
+        if bad == "d.png":
+            (folder / bad).write_bytes(whole)
+        else:
+            shutil.rmtree(tmp_path / "out")
+    extract(vit, folder, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
 
 
-@pytest.mark.parametrize("batch", [1, 2, 64])
-def test_a_broken_picture_is_skipped(vit, folder, tmp_path, batch):
+def test_skip(vit, folder, tmp_path):
     extract(vit, folder, tmp_path / "whole")
     break_pictures(folder)
-    out = tmp_path / "out"
-    skipped = extract(vit, folder, out, batch=batch, shard=3, on_error="skip")
-    packed, whole = Features(out), Features(tmp_path / "whole")
-    assert skipped == ["bad \" é", "d", "dangling"] == packed.skipped
-    assert packed.ids == list("abcefg")
-    assert close(packed.stack(list("abcefg")), whole.stack(list("abcefg")), 5e-3)
-    assert extract(vit, folder, out, batch=batch, shard=3, on_error="skip") == skipped
-    with pytest.raises(ValueError, match="left out when .*00000.*delete that shard.*skip"):
-        extract(vit, folder, out, batch=batch, shard=3)
-
-
-def test_stopped_and_then_skipped(vit, folder, tmp_path):
-    break_pictures(folder)
-    with pytest.raises(ValueError, match="cannot be read"):
-        extract(vit, folder, tmp_path / "out", batch=1)
-    for name in ("out", "fresh"):
-        extract(vit, folder, tmp_path / name, batch=1, on_error="skip")
+    bad = ["bad \" é", "d", "dangling"]
+    with refuses("bad.*cannot identify image file"):
+        extract(vit, folder, tmp_path / "out")
+    for out in ("out", "fresh"):
+        skipped = extract(vit, folder, tmp_path / out, on_error="skip")
+        assert list(skipped) == bad and "d.png" in skipped["d"]
     assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    packed, whole = Features(tmp_path / "out"), Features(tmp_path / "whole")
+    assert packed.ids == list("abcefg") and packed.skipped == skipped
+    assert (packed.stack(packed.ids) - whole.stack(packed.ids)).abs().max() < 5e-3
+    zeros = ~np.load(tmp_path / "out" / ROWS).any((1, 2))
+    assert zeros.tolist() == [False, False, True, True, True, False, False, False, False]
+    with refuses("nothing of 'd'"):
+        packed.stack(["d"])
 
 
-def test_extract_refuses(vit, folder, tmp_path, monkeypatch):
-    for kwargs, words in ((dict(resize="pad"), "pad"), (dict(on_error="ask"), "ask"),
-                          (dict(batch=0), "batch is 0"), (dict(shard=-1), "shard -1")):
-        with pytest.raises(ValueError, match=words):
-            extract(vit, folder, tmp_path / "out", **kwargs)
-    picture(9, 9).save(folder / "deep" / "a.png")
-    with pytest.raises(ValueError, match="a.PNG and .*deep.a.png"):
-        extract(vit, folder, tmp_path / "out")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="empty holds no files that end in .jpg"):
-        extract(vit, tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        extract(vit, tmp_path / "nowhere", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    (folder / "deep" / "a.png").unlink()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 7 * 2303))
-    with pytest.raises(OSError, match="out needs 0.0 GB more.*another disk"):
-        extract(vit, folder, tmp_path / "out")
+@pytest.mark.parametrize("clip, culprit", [
+    ("long", "long/33.png"), ("gif", "show/gif.gif"), ("webp", "webp.webp")])
+def test_a_broken_clip(vit, clips, tmp_path, clip, culprit):
+    cut_in_half(clips / culprit)
+    with refuses(f"{culprit}: "):
+        extract(vit, clips, tmp_path / "out", clips=True)
+    assert list(extract(vit, clips, tmp_path / "out", clips=True, on_error="skip")) == [clip]
+    packed, others = Features(tmp_path / "out"), {**LENGTHS}
+    del others[clip]
+    assert packed.ids == list(others) and packed.frames(packed.ids) == list(others.values())
+
+
+def test_a_gif_cut_anywhere(tmp_path, vit):
+    """Between two frames, too, where Pillow alone would see a shorter clip."""
+    save_clip(tmp_path / "a.gif", 4)
+    assert len(list(read_frames(tmp_path / "a.gif", 24))) == 4
+    whole = (tmp_path / "a.gif").read_bytes()
+    for cut in range(0, len(whole), 3):
+        (tmp_path / "a.gif").write_bytes(whole[:cut])
+        with refuses("a.gif: "):
+            extract(vit, tmp_path, tmp_path / "out", clips=True)
 
 
 def test_numbers_that_fp16_cannot_hold(vit, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(vit, "encode", lambda x: torch.full((len(x), 36, 32), 7e4))
-    with pytest.raises(ValueError, match="a.PNG.*fp16"):
-        extract(vit, folder, tmp_path / "out")
+    with refuses("a.PNG: .*fp16"):
+        extract(vit, folder, tmp_path / "out", on_error="skip")
 
 
-# ------------------------------------------------------------------------------------------ memory
+# ------------------------------------------------------------------------- finding files
 
-def random_recipe(batch: int, shard: int, shape: tuple[int, int] = (36, 8)) -> Recipe:
-    return Recipe({}, shape, str, lambda path: torch.full(shape, float(path.name) / 64),
-                  lambda x: x, batch, shard)
-
-
-def test_packing_holds_two_batches(tmp_path):
-    alive, most, numbers = weakref.WeakSet(), [0], count()
-
-    def read(path):
-        x = torch.full((36, 8), float(next(numbers) % 9))
-        alive.add(x)
-        most[0] = max(most[0], len(alive))
-        return x
-
-    files = {str(i): Path(str(i)) for i in range(400)}
-    pack(tmp_path / "out", files, replace(random_recipe(4, 100), read=read))
-    assert 4 <= most[0] <= 13
+def link_folder(folder: Path) -> None:
+    save(folder.parent / "store" / "deep" / "z.jpg")
+    (folder / "linked").symlink_to(folder.parent / "store")
+    (folder.parent / "store" / "deep" / "back").symlink_to(folder)            # a loop
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads /proc")
-def test_reading_copies_only_what_was_asked_for(tmp_path):
-    """512 MB of rows that nothing ever wrote (a hole in a file); 20 of them are asked for."""
-    def own_memory() -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) // 1024
-
-    recipe = random_recipe(4, 4000, (32, 2048))
-    files = {str(i): Path(str(i)) for i in range(20)}
-    pack(tmp_path / "out", files, recipe)
-    names = [str(i) for i in range(4000)]
-    head = features.header(recipe, names)
-    with open(tmp_path / "out" / SHARDS[0], "wb") as file:
-        file.write(head)
-        file.truncate(len(head) + 4000 * recipe.row_bytes())
-    index = json.loads((tmp_path / "out" / INDEX).read_text())
-    index |= {"shape": [4000, 32, 2048], "ids": {n: int(n) for n in names}}
-    (tmp_path / "out" / INDEX).write_text(json.dumps(index))
-    before, packed = own_memory(), Features(tmp_path / "out")
-    assert packed.stack([str(200 * i) for i in range(20)]).sum() == 0
-    assert own_memory() - before < 40
+def leave_rubbish(folder: Path) -> None:
+    for name in ("._a.png", "deep/._c.jpg", ".thumbnails/t.png", "__MACOSX/a.png", "@eaDir/a.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"\0\5\x16\7")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "folder.png").mkdir()
 
 
-# ------------------------------------------------------------------------------ published features
+@pytest.mark.parametrize("change, found", [(link_folder, "abdcefgz"), (leave_rubbish, "abdcefg")])
+def test_what_is_found(folder, change, found):
+    change(folder)
+    assert list(list_files(folder)) == list(found)
 
-def write_hdf5(h5py, folder: Path, name: str, grid: np.ndarray, key: str | None = None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with h5py.File(folder / f"{name}.h5", "w") as file:
-        file[key or f"{name}/features"] = grid
 
+def test_which_clips_are_found(clips):
+    """Rubbish is neither a clip nor a frame."""
+    for name in ("._v9.gif", "short/._1.jpg", ".checkpoints/1.png", "short/.checkpoints/1.png",
+                 "__MACOSX/short/1.png"):
+        save(clips / name)
+    os.mkfifo(clips / "short" / "0.png")
+    (clips / "short" / "back").symlink_to(clips)
+    found = list_clips(clips)
+    assert list(found) == list(LENGTHS)
+    assert [path.name for path in frame_files(found["short"])] == ["1.png", "2.png", "3.png"]
+
+
+def test_nothing_or_two_of_a_name(folder, clips, tmp_path):
+    save(folder / "deep" / "a.jpg")
+    with refuses("a.PNG and .*deep/a.jpg would have the same id, 'a'"):
+        list_files(folder)
+    save_clip(clips / "long.gif", 2)
+    with refuses("clips/long and .*long.gif would have the same id, 'long'"):
+        list_clips(clips)
+    (tmp_path / "empty").mkdir()
+    for find in (list_files, list_clips):
+        with refuses("empty: it holds none of "):
+            find(tmp_path / "empty")
+        with pytest.raises(FileNotFoundError, match="nowhere"):
+            find(tmp_path / "nowhere")
+
+
+def test_accents(vit, tmp_path):
+    """A file's name and an annotation may spell one letter as one sign or as two."""
+    one, two = "caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9")
+    for name, other in ((one, two), (two, one)):
+        save(tmp_path / name / f"{name}.png")
+        extract(vit, tmp_path / name, tmp_path / f"{name}.out")
+        packed, files = Features(tmp_path / f"{name}.out"), list_files(tmp_path / name)
+        assert torch.equal(packed.stack([other]), packed.stack([name]))
+        assert torch.equal(*(Pixels(vit, files).stack([n]) for n in (name, other)))
+    save(tmp_path / one / f"{two}.jpg")
+    with refuses("the same id"):
+        list_files(tmp_path / one)
+
+
+# ------------------------------------------------------------------------- damaged packed folders
+
+def header(shape: tuple, dtype: str = "<f2") -> bytes:
+    """What stands at the head of a .npy file."""
+    file = BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def change_index(**changes):
+    return lambda out: (out / INDEX).write_text(json.dumps(
+        json.loads((out / INDEX).read_text()) | changes))
+
+
+@pytest.mark.parametrize("harm, words", [
+    (lambda out: cut_in_half(out / ROWS), "features.npy: "),
+    (lambda out: (out / ROWS).write_bytes(header((10**11, 36, 32))), "features.npy: "),
+    (lambda out: (out / ROWS).write_bytes(b""), "features.npy: "),
+    (lambda out: np.save(out / ROWS, np.ones((7, 36, 32))), r"float64 \(7, 36, 32\) is not what"),
+    (lambda out: np.save(out / ROWS, np.ones((6, 36, 32), np.float16)), "is not what index.json"),
+    (lambda out: np.save(out / ROWS, np.array([{}])), "features.npy: "),
+    (lambda out: cut_in_half(out / INDEX), "index.json: "),
+    (lambda out: (out / INDEX).unlink(), "index.json: it is missing: pack with"),
+    (change_index(done=6), "index.json: its entries disagree"),
+    (change_index(ids=[*"abdceff"]), "index.json: its entries disagree"),
+    (change_index(ids=[1] * 7), "index.json: 'ids' should be"),
+    (change_index(done=5, sizes=[1] * 5), "out: it is not finished"),
+    (change_index(settings={"frames": 64}, frames=[1] * 7), "is not what index.json")])
+def test_damage(vit, folder, tmp_path, harm, words):
+    extract(vit, folder, tmp_path / "out")
+    harm(tmp_path / "out")
+    with refuses(words):
+        Features(tmp_path / "out")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite(vit, folder, tmp_path, value):
+    extract(vit, folder, tmp_path / "out")
+    rows = np.load(tmp_path / "out" / ROWS, mmap_mode="r+")
+    rows[3, 35, 31] = value
+    rows.flush()
+    packed = Features(tmp_path / "out")
+    assert packed.stack([*"abd"]).isfinite().all()
+    with refuses("out: NaN or inf in the features of 'c'"):
+        packed.stack([*"abdc"])
+
+
+# ------------------------------------------------------------------------- published features
+
+def test_hdf5(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    grids = np.random.default_rng(0).normal(size=(5, 49, 16)).astype(np.float32) * 10
+    (tmp_path / "h5" / "deep").mkdir(parents=True)
+    bad = {"a": b"cut", "five": np.zeros((25, 16)), "boxes": np.zeros((50, 16)), "g": np.zeros(16),
+           "text": np.array(b"no numbers"), "wide": np.ones((49, 8)),
+           "whole": np.ones((49, 16), int), "inf": np.full((49, 16), -np.inf),
+           "other": np.zeros((49, 16))}
+    for name, x in [*bad.items(), *((f"deep/COCO_{n}", grid) for n, grid in enumerate(grids))]:
+        path = tmp_path / "h5" / f"{name}.h5"
+        if isinstance(x, bytes):
+            path.write_bytes(x)
+            continue
+        with h5py.File(path, "w") as file:
+            file["elsewhere" if name == "other" else f"{path.stem}/features"] = x
+    with h5py.File(tmp_path / "h5" / "lie.h5", "w") as file:
+        file.create_dataset("lie/features", (10**11, 16), chunks=(1, 16), dtype="f4")
+    with refuses("a.h5: .*replace or remove"):
+        convert(tmp_path / "h5", tmp_path / "out")
+    skipped = convert(tmp_path / "h5", tmp_path / "out", "skip")
+    assert skipped.keys() == {*bad, "lie"} and "do not fit" in skipped["lie"]
+    assert "no square" in skipped["five"] and "rows, 16" in skipped["wide"]
+    packed, names = Features(tmp_path / "out"), [f"COCO_{n}" for n in range(5)]
+    assert packed.ids == names and packed.settings == {"source": "hdf5", "grid": 6}
+    want = golden_files.pool(torch.from_numpy(grids), 6).half().float()
+    assert torch.equal(packed.stack(names), want)
+    # by hand: token 7 (row 1, column 1) is the maximum of cells (1, 1), (1, 2), (2, 1), (2, 2)
+    token = grids[3, [8, 9, 15, 16]].max(0).astype(np.float16)
+    assert np.array_equal(packed.stack(["COCO_3"])[0, 7], token)
+    for path in (tmp_path / "h5").rglob("COCO*"):
+        path.unlink()
+    for name in ("whole", "wide", "other"):
+        (tmp_path / "h5" / f"{name}.h5").unlink()
+    with refuses("none of 7 files can be read; .*text.h5"):
+        convert(tmp_path / "h5", tmp_path / "none", "skip")
+
+
+def test_hdf5_without_h5py(tmp_path, monkeypatch):
+    (tmp_path / "a.h5").write_bytes(b"")
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    with refuses("h5py is missing: pip install h5py", SystemExit):
+        pack.main(["--published", str(tmp_path), "--out", str(tmp_path / "out")])
+    (tmp_path / "b.npz").write_bytes(b"")
+    with refuses("pack each kind alone"):
+        convert(tmp_path, tmp_path / "out")
+
+
+def test_npz(tmp_path):
+    """Clips of 5, 64 and 130 frames; then every file that is refused."""
+    generator, folder = np.random.default_rng(0), tmp_path / "npz"
+    found = {n: generator.normal(size=(n, 24)).astype(np.float32) for n in (5, 64, 130)}
+    (folder / "show").mkdir(parents=True)
+    np.savez_compressed(folder / "v5.npz", features=found[5])
+    np.savez(folder / "show" / "v64.npz", features=found[64].astype(np.float16))
+    np.savez(folder / "show" / "v130.npz", features=np.asfortranarray(found[130]))
+    assert convert(folder, tmp_path / "out") == {}
+    packed = Features(tmp_path / "out")
+    assert packed.frames(["v130", "v5", "v64"]) == [64, 5, 64] and packed.width == 24
+    five, full, more = packed.stack(["v5", "v64", "v130"]).numpy()
+    assert np.array_equal(five[:5], found[5].astype(np.float16)) and not five[5:].any()
+    assert np.array_equal(full, found[64].astype(np.float16))
+    for i in range(64):                                   # shares of 130 / 64 frames, overlapping
+        share = found[130][i * 130 // 64:-(-(i + 1) * 130 // 64)]
+        assert np.array_equal(more[i], share.max(0).astype(np.float16))
+    one, whole = np.ones((3, 24), np.float32), (folder / "show" / "v130.npz").read_bytes()
+    for name, x in {"flat": one[0], "no": one[:0], "wide": one[:, :8], "deep": one[None],
+                    "nan": one * np.nan, "text": np.array(["a"]), "int": one.astype(int),
+                    "pickled": np.array([{}], object),
+                    "inf": np.where(np.arange(99)[:, None] == 3, -np.inf, one[:1])}.items():
+        np.savez(folder / f"x_{name}.npz", features=x)
+    np.savez(folder / "x_other.npz", feats=one)
+    flipped = whole[:999] + bytes([whole[999] ^ 1]) + whole[1000:]
+    for name, data in {"junk": b"nothing", "empty": b"", "cut": whole[:1000], "end": whole[:-3],
+                       "bare": header((3, 24)), "flip": flipped}.items():
+        (folder / f"x_{name}.npz").write_bytes(data)
+    for name, shape in (("lie", (10**11, 24)), ("less", (2, 24))):
+        with zipfile.ZipFile(folder / f"x_{name}.npz", "w") as archive:
+            archive.writestr("features.npy", header(shape, "<f4") + one.tobytes())
+    bad = sorted(path.stem for path in folder.glob("x_*"))
+    assert len(bad) == 18
+    assert sorted(convert(folder, tmp_path / "skip", "skip")) == bad
+    assert sorted(Features(tmp_path / "skip").ids) == ["v130", "v5", "v64"]
+    for name, words in (("wide", r"\(3, 8\), not real numbers \(rows, 24\)"), ("inf", "fp16"),
+                        ("other", "no 'features', only .*feats"), ("int", "type int64")):
+        with refuses(f"x_{name}.npz: .*{words}"):
+            with pictures.reading(folder / f"x_{name}.npz"):
+                read_published(folder / f"x_{name}.npz", 24)
+
+
+# ------------------------------------------------------------------------- what a run is shown
 
 @pytest.fixture
-def published(tmp_path):
-    """Nine files as VL-Adapter's extraction writes them, and all grids (9, 49, 16)."""
-    h5py = pytest.importorskip("h5py")
-    grids = np.random.default_rng(0).normal(size=(9, 49, 16)).astype(np.float32) * 10
-    for n, grid in enumerate(grids):
-        write_hdf5(h5py, tmp_path / "h5" / f"train{n % 2}", f"COCO_{n}", grid)
-    return h5py, tmp_path / "h5", torch.from_numpy(grids)
+def config(clip_folder, folder, clips, tmp_path):
+    return SimpleNamespace(tasks="vqa,tvqa", features="", clip=str(clip_folder), control="",
+                           images=str(folder), clips=str(clips), data=str(tmp_path), device="cpu")
 
 
-def test_convert(published, tmp_path):
-    _, folder, grids = published
-    assert convert(folder, tmp_path / "out", batch=2, shard=4) == []
-    packed, names = Features(tmp_path / "out"), [f"COCO_{n}" for n in range(9)]
-    want = golden_files.pool(grids, 6).half()
-    assert sorted(packed.ids) == names and torch.equal(packed.stack(names), want.float())
-    # by hand: token 7 (row 1, column 1) is the maximum of cells (1, 1), (1, 2), (2, 1), (2, 2)
-    assert torch.equal(packed.stack(["COCO_3"])[0, 7],
-                       grids[3, [8, 9, 15, 16]].amax(0).half().float())
-    whole = contents(tmp_path / "out")
-    assert len(whole) == 5
-    (tmp_path / "out" / INDEX).unlink()
-    (tmp_path / "out" / SHARDS[2]).unlink()
-    (tmp_path / "out" / "00002.unfinished").write_bytes(whole[SHARDS[2]][:-5])
-    convert(folder, tmp_path / "out", batch=2, shard=4)
-    assert contents(tmp_path / "out") == whole
+def example(*images: str) -> SimpleNamespace:
+    return SimpleNamespace(images=images)
 
 
-def test_convert_finds_fault(published, tmp_path):
-    h5py, folder, _ = published
-    cut = (folder / "train0" / "COCO_0.h5").read_bytes()
-    (folder / "train0" / "COCO_0.h5").write_bytes(cut[:1000])
-    for name, grid, key in (("other", np.zeros((49, 16)), "elsewhere/features"),
-                            ("flat", np.zeros(16), None), ("five", np.zeros((25, 16)), None),
-                            ("boxes", np.zeros((50, 16)), None), ("wide", np.ones((49, 8)), None),
-                            ("text", np.array(b"no numbers"), None)):
-        write_hdf5(h5py, folder / "train0", name, grid, key)
-    bad = {"COCO_0", "other", "flat", "five", "boxes", "wide", "text"}
-    with pytest.raises(ValueError, match="COCO_0.h5 cannot be read"):
-        convert(folder, tmp_path / "out", batch=2)
-    assert set(convert(folder, tmp_path / "out", batch=2, on_error="skip")) == bad
-    packed = Features(tmp_path / "out")
-    assert sorted(packed.ids) == [f"COCO_{n}" for n in range(1, 9)]
-    for path in folder.rglob("*.h5"):
-        if path.stem not in bad or path.stem == "COCO_0":
-            path.unlink()
-    for name, words in (("five", "square grid"), ("wide", "another size"), ("other", "KeyError")):
-        write_hdf5(h5py, tmp_path / name, "a", np.zeros((49, 16)))
-        shutil.copy(folder / "train0" / f"{name}.h5", tmp_path / name)
-        with pytest.raises(ValueError, match=f"{name}.h5 cannot be read .*{words}"):
-            convert(tmp_path / name, tmp_path / f"{name}_out")
-    (tmp_path / "wide" / "a.h5").write_bytes(b"")
-    (tmp_path / "wide" / "wide.h5").unlink()
-    with pytest.raises(ValueError, match="none of the 1 HDF5 files of .*wide can be read"):
-        convert(tmp_path / "wide", tmp_path / "wide_out")
+def test_packed_once_and_given(config, vit, folder, clips, tmp_path):
+    found = features.load_features(config)
+    assert found["vqa"].ids == list("abdcefg") and found["tvqa"].ids == list(LENGTHS)
+    assert list(features.sources(found)) == ["pictures", "clips"]
+    assert features.sources(found)["clips"]["width"] == 20
+    again = features.load_features(config)
+    assert [again[task].folders for task in again] == [found[task].folders for task in found]
+    save(clips / "short" / "2.png", 9, width=30)
+    assert features.load_features(config)["tvqa"].folders != found["tvqa"].folders
+    config.features = f"{found['tvqa'].folders},{found['vqa'].folders}"
+    given = features.load_features(config)
+    assert torch.equal(given["vqa"].stack(["a"]), found["vqa"].stack(["a"]))
+    config.tasks, config.features = "vqa", str(tmp_path / "a, b")
+    shutil.copytree(found["vqa"].folders, config.features)
+    assert features.load_features(config)["vqa"].ids == found["vqa"].ids
+    config.tasks = "vqa,tvqa"
+    with refuses("a, b: it has no clips for tvqa"):
+        features.load_features(config)
+    config.features, config.control = "none", "random-clip"
+    with refuses("none: it has no clips for tvqa"):
+        features.load_features(config)
+    assert not torch.equal(features.load_tower(config).cls, load_clip(config.clip).cls)
 
 
-def test_convert_without_h5py(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
-    with pytest.raises(ImportError, match="h5py, which is missing: pip install h5py"):
-        convert(tmp_path, tmp_path / "out")
-    assert features.main(["--hdf5", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
-    assert "pip install h5py" in capsys.readouterr().err
+def test_a_run_must_be_shown_the_same(config, vit, folder):
+    config.features, config.tasks = "none", "vqa"
+    shown = features.load_features(config)
+    assert torch.equal(shown["vqa"].stack(["c"])[0], pixels(Image.open(folder / "deep/c.jpg"), 24))
+    metadata = {"features": json.dumps(features.sources(shown))}
+    features.check_same(metadata, shown, "give it back")
+    other = {"vqa": Pixels(randomized(vit), {"a": folder / "a.PNG"})}
+    with refuses(r"another CLIP \(clip: \w{16}, now \w{16}\): give it back"):
+        features.check_same(metadata, other, "give it back")
+    with refuses("trained without pictures"):
+        features.check_same({}, shown, "")
+    cut_in_half(folder / "a.PNG")
+    with refuses("a.PNG: "):
+        shown["vqa"].stack(["b", "a"])
 
 
-# ------------------------------------------------------------------------------------ command line
+def test_every_picture_must_be_there(config):
+    found = features.load_features(config)
+    examples = {"vqa": [example("a"), example("b", "g")], "tvqa": [example("long")]}
+    features.check_pictures(config, examples, found)
+    examples["tvqa"] += [example("zebra"), example("yak")]
+    with refuses("clips: 2 clips that examples of tvqa name .* first is 'yak'"):
+        features.check_pictures(config, examples, found)
 
-def test_command_line(clip_folder, folder, published, tmp_path, capsys):
-    args = ["--clip", str(clip_folder), "--images", str(folder), "--out"]
-    assert features.main([*args, str(tmp_path / "out"), "--batch", "4", "--shard", "5"]) == 0
-    assert len(Features(tmp_path / "out")) == 7 and len(contents(tmp_path / "out")) == 4
+
+def test_controls(vit, folder, clips, tmp_path):
+    extract(vit, clips, tmp_path / "out", clips=True)
+    real = Features(tmp_path / "out")
+    blind, hidden = Shuffled(real, 3), Hidden(real, 3)
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(3)).tolist()
+    others = [real.ids[i] for i in order]
+    assert others != real.ids and blind.width == 20 and blind.ids == real.ids
+    assert torch.equal(blind.stack(real.ids), real.stack(others))
+    assert blind.frames(real.ids) == real.frames(others)
+    assert hidden.frames(["long", "gif"]) == [0, 0]
+
+
+# ------------------------------------------------------------------------- command line
+
+def test_command_line(clip_folder, folder, tmp_path, capsys, monkeypatch):
+    argv = ["--clip", str(clip_folder), "--images", str(folder), "--out", str(tmp_path / "out")]
     break_pictures(folder)
-    capsys.readouterr()
-    assert features.main([*args, str(tmp_path / "new")]) == 1
-    assert "bad" in capsys.readouterr().err.splitlines()[-1]
-    assert features.main([*args, str(tmp_path / "new"), "--on-error", "skip"]) == 0
-    assert "3 unreadable" in capsys.readouterr().err
-    assert features.main(["--clip", "nowhere", *args[2:], str(tmp_path / "new")]) == 1
-    assert "nowhere" in capsys.readouterr().err
-    assert features.main(["--hdf5", str(published[1]), "--out", str(tmp_path / "h")]) == 0
-    assert len(Features(tmp_path / "h")) == 9
-    for wrong in (["--images", "x"], ["--images", "x", "--hdf5", "y"], ["--clip", "x"],
-                  ["--hdf5", "x", "--clip", "y"]):
-        with pytest.raises(SystemExit):
-            features.main([*wrong, "--out", "z"])
-
-
-def test_shard_file_of_ours_is_theirs(tmp_path):
-    """The header written by hand says what safetensors' own writer says."""
-    pack(tmp_path / "out", {str(i): Path(str(i)) for i in range(5)}, random_recipe(2, 5))
-    x = torch.arange(5).half()[:, None, None].expand(5, 36, 8).contiguous() / 64
-    save_file({"features": x}, tmp_path / "theirs.safetensors")
-    ours, theirs = weights.read(tmp_path / "out" / SHARDS[0]), weights.read(
-        tmp_path / "theirs.safetensors")
-    assert torch.equal(ours["features"], theirs["features"])
-    size = 5 * 36 * 8 * 2
-    assert (tmp_path / "out" / SHARDS[0]).read_bytes()[-size:] == \
-        (tmp_path / "theirs.safetensors").read_bytes()[-size:]
+    with refuses("^pack.py: .*bad.*skip", SystemExit):
+        pack.main(argv)
+    pack.main([*argv, "--on-error", "skip"])
+    assert "3 unreadable files left out: bad \" é, d, dangling" in capsys.readouterr().out
+    assert Features(tmp_path / "out").ids == list("abcefg")
+    with refuses("^pack.py: nowhere", SystemExit):
+        pack.main(["--clip", "nowhere", *argv[2:]])
+    for wrong in (["--images", "x"], ["--images", "x", "--clips", "y", "--clip", "z"],
+                  ["--clip", "x"], ["--published", "x", "--clip", "y"]):
+        with pytest.raises(SystemExit, match="2"):
+            pack.main([*wrong, "--out", "z"])
+    monkeypatch.setattr(pack, "load_clip", lambda path: os.kill(os.getpid(), signal.SIGINT))
+    with refuses("interrupted; the same command goes on", SystemExit):
+        pack.main(argv)
