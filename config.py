@@ -8,9 +8,10 @@ VL-PET.
     python -m pytest tests/test_config.py
 """
 import argparse
+import os
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import get_args
 
@@ -112,6 +113,12 @@ RECIPES["moving", "t5"] = RECIPES["moving", "bart"]
 
 # -------------------------------------------------------------------------- checked and complete
 
+def shipped(name: str) -> str:
+    """What weights/ holds is found beside the code, too, wherever a program is started."""
+    beside = Path(__file__).parent / name
+    return str(beside) if not Path(name).exists() and beside.exists() else name
+
+
 def task_list(config: Config) -> list[str]:
     return config.tasks.split(",")
 
@@ -133,7 +140,7 @@ def resolve(config: Config) -> Config:
     with reading("settings that do not go together"):
         check_together(config)
     default_lm = TINY_BART_VIDEO if shows_clips(config) else TINY_BART
-    config = replace(config, lm=config.lm or default_lm)
+    config = replace(config, lm=shipped(config.lm or default_lm), clip=shipped(config.clip))
     lm = published_lm.read_config(config.lm)
     methods.row(config.method, lm.is_t5, config.set)        # says what is wrong with it
     known = recipe(config, lm.is_t5) | {
@@ -190,9 +197,8 @@ def free_folder(config: Config) -> str:
     name = f"out/{config.method}"
     if config.control:
         name += f"-{config.control}"
-    if not Path(name).exists():
-        return name
-    return next(f"{name}-{i}" for i in count(2) if not Path(f"{name}-{i}").exists())
+    names = chain([name], (f"{name}-{i}" for i in count(2)))
+    return next(name for name in names if not os.path.lexists(name))      # a dead link, too
 
 
 # -------------------------------------------------------------------------------- command line

@@ -12,8 +12,9 @@ size, a batch belongs to one task, only what the method's row opens is trained.
 Read downwards: what is needed (setup), the loop (train), the test, the command line. What lies in a
 run folder: support/runs.py.
 """
-import sys
+import os
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,8 +50,6 @@ def setup(config: Config, held: weights.Tensors | None = None, shown: dict | Non
     sources = features.sources(packed).values()
     widths, tasks, tower = [source["width"] for source in sources], task_list(config), None
     if held is not None:
-        features.check_same(held.metadata, packed, "give back the CLIP that it had, as --clip, or "
-                            "its features")
         widths = runs.widths(held)
         tasks = runs.adapter_config(held, config.out)["tasks"].split(",")
     if config.features == "none":                           # pictures as they are: CLIP looks on
@@ -150,19 +149,29 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop,
     one with the best mean of the validation scores (--keep)."""
     # The model is in place. Now its optimiser, and where an interrupted run was.
     config, model = run.config, run.model
-    optimizer = make_optimizer(model, config)
+    optimizer, log, step = make_optimizer(model, config), resume.Log(run.folder / "log.jsonl"), 0
     per_epoch, total = data.steps_per_epoch(examples, config.batch), total_steps(config, examples)
-    log = resume.Log(run.folder / "log.jsonl")
-    step = resume.load_last(run, optimizer, log, total) if again else 0
-    if not again:
-        resume.save_last(run, optimizer, 0, log)              # whatever happens can be resumed
+    if again:
+        step = resume.load_last(run, optimizer, total, log)
+    else:
+        resume.save_last(run, optimizer, step, log)
+        runs.save_config(run)                               # from now on it can be resumed
     log.open(step)
     bar = tqdm(total=total, initial=step, desc=f"train {config.method}")
 
-    while step < total:
+    while True:
         epoch, done = divmod(step, per_epoch)
+
+        # evaluate, behind every epoch (where there are several), unless a resumed run has done it
+        if vals and step and (done == 0 or step == total) and step not in log.scores:
+            line = {"step": step, "epoch": (step - 1) // per_epoch} | validate(run, vals)
+            runs.keep_best(run, line, log.scores)
+            log.put(line)
+        if step == total:
+            break
         model.train()                                       # frozen layers keep their dropout
         plan = list(data.batches(examples, config.batch, epoch, config.seed))
+        stop.hold()                                         # a signal waits for the end of a step
         for task, chosen in plan[done:done + total - step]:     # behind a resume: what is left
 
             # schedule: linear warm-up, then linear to zero
@@ -197,21 +206,15 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop,
                 log.put(line)
                 bar.set_postfix({name: f"{mean:.2f}" for name, mean in line["loss"].items()})
 
-            # evaluate, behind every epoch (where there are several)
-            if vals and (step % per_epoch == 0 or step == total):
-                line = {"step": step, "epoch": epoch} | validate(run, vals)
-                log.put(line)
-                runs.keep_best(run, line)
-
             # save, and stop if that was asked for
-            ends = step % per_epoch == 0 or step == total
-            if step % config.save_every == 0 or ends or stop.asked:
+            stopping, ends = stop.asked, step % per_epoch == 0 or step == total
+            if step % config.save_every == 0 or ends or stopping:
                 resume.save_last(run, optimizer, step, log)
-            if stop.asked:
-                raise BadInput(f"stopped behind step {step} of {total}: go on with python train.py "
-                               f"--resume {config.out}")
+            if stopping:
+                break
+        stop.release()
     bar.close()
-    runs.finish(run)
+    runs.finish(run, log.scores)
 
 
 def check_finite(run: Run, step: int, task: str, ids: list, loss: Tensor, norm: Tensor) -> None:
@@ -362,35 +365,33 @@ def train_run(config: Config, again: bool = False, chosen: bool = True) -> dict:
     run = setup(config)
     check_examples(run, examples, vals, tests)
     run.identity |= {"training data": runs.data_identity(examples),
+                     "features of the first examples": runs.features_identity(run, examples),
                      f"{split} data": runs.data_identity(tests)}
     counts = run.model.counts()
     announce(run, examples, counts)
-    if not again:
-        if config.init:
-            runs.begin_with(run)
-        run.config = resume.make_folder(config, chosen)
-        runs.save_config(run)
-    with resume.alone(run.folder):
-        with resume.Stop() as stop:
-            train(run, examples, vals, stop, again)
+    if not again and config.init:
+        runs.begin_with(run)
+    if not chosen:
+        run.config = resume.free_name(config)
+    with resume.alone(run.folder, again), resume.Stop(run.folder) as stop:
+        train(run, examples, vals, stop, again)
         results, seconds = test(run, tests, split), time.time() - started
         runs.save_results(run, results, counts, seconds, split)
     print(runs.report(run, results, counts, seconds, split))
     return results
 
 
-def test_run(config: Config, split: str = "test", other_data: bool = False) -> dict:
-    """Tests what a run trained, as it was then; other_data: on examples that it never named."""
+def test_run(config: Config, split: str = "test", given: Iterable[str] = ()) -> dict:
+    """Tests what a run trained, as it was then. given: settings that are not the run's own."""
     started, adapter = time.time(), Path(config.out) / "adapter.safetensors"
-    held = weights.read(adapter)
+    held = runs.read(adapter)
     write_world(config)
     tests, split = load_tests(config, split)
     run = setup(config, held)
     check_examples(run, tests)
-    if not other_data:
+    if not {"data", "tasks"} & set(given):
         run.identity[f"{split} data"] = runs.data_identity(tests)
-    runs.check_identity(run, held.metadata, adapter, ("device", "tasks", "log_every", "save_every"))
-    runs.load_trained(run, adapter)
+    runs.load_trained(run, held, adapter, ("device", *given))
     counts = run.model.counts()
     announce(run, {}, counts)
     run.config = replace(config, out=test_folder(config))
@@ -428,21 +429,18 @@ def main(argv: list[str] | None = None) -> None:
     else:
         config = configs.resolve(config)
     with reading(config.out):
-        files = [parent for parent in Path(config.out).parents if parent.is_file()]
-        assert not files, f"{files} is a file, so this cannot be made: name another --out"
-        assert old or not Path(config.out).exists(), (
+        places = Path(config.out).absolute().parents if not old else [Path(config.out)]
+        home = next(place for place in places if place.exists())
+        assert args.test or home.is_dir() and os.access(home, os.W_OK), \
+            f"{home} is a file or cannot be written to: name another --out"
+        assert old or resume.is_free(Path(config.out)), (
             f"it exists: name another --out, delete it, or go on with --resume {config.out}")
-        assert not args.test or (Path(old) / "adapter.safetensors").exists(), \
+        assert not args.test or (Path(config.out) / "adapter.safetensors").exists(), \
             f"this run is not finished: go on with python train.py --resume {old}"
-    try:
-        if args.test:
-            test_run(config, args.split, bool(given & {"data", "tasks"}))
-        else:
-            train_run(config, bool(args.resume), "out" in given)
-    except KeyboardInterrupt:
-        begun = (Path(config.out) / "last").exists()
-        sys.exit("train.py: interrupted"
-                 + (f"; go on with python train.py --resume {config.out}" if begun else ""))
+    if args.test:
+        test_run(config, args.split, given)
+    else:
+        train_run(config, bool(args.resume), bool(old) or "out" in given)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,14 @@
 """
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields, replace
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from torch import Tensor
 
 import config as configs
 import methods
@@ -30,7 +34,7 @@ class Run:
     model: VLModel
     tokenizer: object
     features: dict                     # task -> Features or Pixels
-    identity: dict[str, str]           # language model, tokenizer, row, data: what must not change
+    identity: dict[str, str] = field(default_factory=dict)   # what must stay the same, see below
 
     @property
     def folder(self) -> Path:
@@ -47,6 +51,7 @@ def device_of(config: Config) -> str:
 
 def read_config(folder: str, **given) -> Config:
     """The configuration of a run folder, with what is given instead of its own."""
+    folder = configs.shipped(folder)
     path = Path(folder) / "config.json"
     content = read_json(path)
     with reading(path):
@@ -60,7 +65,7 @@ def read_config(folder: str, **given) -> Config:
             "data's, too")
     if "data" in given:
         given = {"images": "", "clips": ""} | given
-    return configs.resolve(replace(config, out=str(folder), **given))
+    return configs.resolve(replace(config, out=folder, **given))
 
 
 def save_config(run: Run) -> None:
@@ -71,26 +76,45 @@ def save_json(path: Path, content) -> None:
     replace_file(path, json.dumps(content, indent=1) + "\n")
 
 
-# ------------------------------------------------------------------------------- adapter files
+# ------------------------------------------------------------------------------- its tensors
 
-def save_trained(run: Run, path: Path, found: dict | None = None) -> None:
-    """An adapter-only file; its metadata says how it was made. found: the best epoch, its mean."""
-    found = {name: str(value) for name, value in (found or {}).items()}
-    weights.write(path, run.model.trained(), metadata(run) | found)
-
-
-def metadata(run: Run) -> dict[str, str]:
-    """How the weights in a file were made, and with what."""
-    return {"config": json.dumps(asdict(run.config)), "method": run.config.method,
-            "features": json.dumps(features.sources(run.features)),
-            "identity": json.dumps(run.identity)}
+def write(run: Run, path: Path, tensors: dict[str, Tensor], more: dict | None = None) -> None:
+    """A file of a run's tensors; its metadata says how they were made, with what, and `more`."""
+    metadata = {"config": json.dumps(asdict(run.config)), "method": run.config.method,
+                "features": json.dumps(features.sources(run.features)),
+                "identity": json.dumps(run.identity)}
+    metadata |= {name: str(value) for name, value in (more or {}).items()}
+    weights.write(path, tensors, metadata | {"digest": digest_all(tensors, metadata)})
 
 
-def load_trained(run: Run, path: Path) -> None:
-    """Fills what the installed method trains from an adapter-only file, strictly."""
-    held = weights.read(path)
-    weights.finite(held, str(path))
-    weights.load(run.model.trained(), held, where=str(path))
+def read(path: Path) -> weights.Tensors:
+    """Such a file; BadInput if a byte of it has changed, or if it holds NaN or inf."""
+    with reading(f"{path} is missing or damaged (use a copy, or train again)"):
+        file = safe_open(path, "pt")
+        metadata = file.metadata() or {}
+        tensors = weights.Tensors(dict.fromkeys(file.keys(), file), metadata.copy())
+        was = metadata.pop("digest", None)                 # none: tools/peft.py brought it in
+        assert was in (None, digest_all(tensors, metadata)), "it does not hold what was written"
+    weights.finite(tensors, str(path))
+    return tensors
+
+
+def digest(*parts: bytes) -> str:
+    """16 hex digits that change with any of these bytes."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()[:16]
+
+
+def digest_all(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
+    """Of names, types, shapes and numbers, and of what the metadata says."""
+    parts = [json.dumps(metadata, sort_keys=True).encode()]
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        parts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        parts.append(tensor.flatten().view(torch.uint8).numpy())
+    return digest(*parts)
 
 
 def adapter_config(held: weights.Tensors, path: Path) -> dict:
@@ -105,13 +129,20 @@ def widths(held: weights.Tensors) -> list[int]:
     return [held.shape(name)[1] for name in names]
 
 
+def load_trained(run: Run, held: weights.Tensors, path: Path, free: tuple[str, ...]) -> None:
+    """Fills what the installed method trains from an adapter file, if all else is the same."""
+    check_same(run, held, path, free)
+    weights.load(run.model.trained(), held, where=str(path))
+
+
 def begin_with(run: Run) -> None:
     """--init: what the row trains begins as a run folder or an adapter file left it."""
     path = Path(run.config.init)
     if path.is_dir():
         path = path / "adapter.safetensors"
-    held = weights.read(path)
+    held = read(path)
     before, trained = adapter_config(held, path), run.model.trained()
+    check_identity(run, held, path, ("language model", "tokenizer"))
     with reading(path):
         row = methods.row(before["method"], run.model.lm.config.is_t5, before["set"])
         assert row == run.model.method, (f"it was trained with --method {before['method']} --set "
@@ -125,7 +156,7 @@ def begin_with(run: Run) -> None:
 def begin_pretrained(model: VLModel, config: Config) -> None:
     """--pretrained: all but a frozen CLIP begins as a run of row full (V&L) left it."""
     path = Path(config.pretrained) / "adapter.safetensors"
-    held = weights.read(path)
+    held = read(path)
     before = adapter_config(held, path)
     with reading(f"--pretrained {config.pretrained}"):
         assert before["method"] == "full" and not before["set"], (
@@ -137,71 +168,83 @@ def begin_pretrained(model: VLModel, config: Config) -> None:
     weights.load(started, held, where=str(path))
 
 
-# ------------------------------------------------------------------------------- the best epoch
-
 def best_path(run: Run) -> Path:
     return run.folder / "last" / "best.safetensors"
 
 
-def keep_best(run: Run, line: dict) -> None:
-    """Keeps the weights of the epoch with the best mean of the validation scores so far."""
-    path = best_path(run)
-    if path.exists() and float(weights.read(path).metadata["mean"]) >= line["mean"]:
-        return
-    save_trained(run, path, {"epoch": line["epoch"], "mean": line["mean"]})
+def keep_best(run: Run, line: dict, scores: dict[int, float]) -> None:
+    """Keeps the weights of the epoch with the best mean of the validation scores. scores: means
+    that there were before."""
+    if run.config.keep == "best" and line["mean"] > max(scores.values(), default=-math.inf):
+        write(run, best_path(run), run.model.trained(),
+              {"epoch": line["epoch"], "mean": line["mean"]})
 
 
-def finish(run: Run) -> None:
-    """adapter.safetensors: what the last epoch left, or the best one."""
+def finish(run: Run, scores: dict[int, float]) -> None:
+    """adapter.safetensors: what the last epoch left, or the first one with the best mean."""
     path, found = best_path(run), {}
-    if run.config.keep == "best" and path.exists():
-        load_trained(run, path)
-        held = weights.read(path).metadata
-        found = {name: held[name] for name in ("epoch", "mean")}
+    if run.config.keep == "best" and scores:
+        held = read(path)
+        found = {name: held.metadata[name] for name in ("epoch", "mean")}
+        with reading(path):
+            assert float(found["mean"]) == max(scores.values()), \
+                "it is not the best epoch of log.jsonl: train again"
+        weights.load(run.model.trained(), held, where=str(path))
         print(f"best mean of the validation scores: {float(found['mean']):.2f}, of epoch "
               f"{int(found['epoch']) + 1}")
-    save_trained(run, run.folder / "adapter.safetensors", found)
+    write(run, run.folder / "adapter.safetensors", run.model.trained(), found)
 
 
 # ------------------------------------------------------------------------------- still the same?
 
-def digest(*parts: bytes) -> str:
-    """16 hex digits that change with any of these bytes."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(part)
-    return whole.hexdigest()[:16]
+# Settings that name a place: what is there is compared, not its name.
+PLACES = ("data", "images", "clips", "lm", "clip", "features", "pretrained", "init", "out")
 
 
 def identity(lm: torch.nn.Module, config: Config, method: object) -> dict[str, str]:
     """What a run's numbers depend on beside its settings; data is added by `data_identity`."""
     files = [Path(config.lm) / name for name in ("tokenizer.json", "vocab.json", "merges.txt")]
-    return {"language model": weights.fingerprint(lm), "row": repr(method),
-            "tokenizer": digest(*(file.read_bytes() for file in files if file.exists()))}
+    return {"language model": weights.fingerprint(lm), "its config.json": repr(lm.config),
+            "tokenizer": digest(*(file.read_bytes() for file in files if file.exists())),
+            "row": repr(method)}
 
 
 def data_identity(examples: dict[str, list]) -> str:
     """Of the examples of a split: ids, texts, pictures, answers."""
-    return digest(*(repr(example).encode() for found in examples.values() for example in found))
+    return digest(*(repr(found).encode() for found in examples.values()))
 
 
-def check_identity(run: Run, metadata: dict[str, str], path: Path, free: tuple[str, ...]) -> None:
-    """BadInput names what is not what it was when a file of this run was written.
+def features_identity(run: Run, examples: dict[str, list]) -> str:
+    """Of the first pictures or clips of each task: published features do not say who made them."""
+    parts = []
+    for task, found in examples.items():
+        ids = [example.images[0] for example in found[:16]]
+        parts.append(run.features[task].stack(ids).numpy())
+    return digest(*parts)
 
-    free: settings that may differ. Folders may move: what is in them is compared, not their names.
-    """
+
+def check_same(run: Run, held: weights.Tensors, path: Path, free: tuple[str, ...]) -> None:
+    """BadInput names what is not what it was when a file of this run was written. free: settings
+    that may differ."""
+    features.check_same(held.metadata, run.features,
+                        "give back the CLIP that it had, as --clip, or its features")
+    check_identity(run, held, path, tuple(run.identity))
+    before = adapter_config(held, path)
     with reading(path):
-        was = json.loads(metadata.get("identity", "{}"))
-        for name, now in run.identity.items():
-            assert was.get(name, now) == now, (
-                f"the {name} has changed since ({was[name]}, now {now}): give back what it was "
-                "trained with, or start a new run")
-        before, paths = json.loads(metadata["config"]), ("data", "images", "clips", "lm", "clip",
-                                                         "features", "pretrained", "init", "out")
         for name, now in asdict(run.config).items():
-            if name not in (*paths, *free) and name in before:
+            if name not in (*PLACES, *free) and name in before:
                 assert before[name] == now, (
                     f"config.json has been changed: {name} was {before[name]!r}, now it is {now!r}")
+
+
+def check_identity(run: Run, held: weights.Tensors, path: Path, names: tuple[str, ...]) -> None:
+    with reading(path):
+        was = json.loads(held.metadata.get("identity", "{}"))
+        for name, now in run.identity.items():
+            if name in names:
+                assert was.get(name, now) == now, (
+                    f"the {name} changed since then ({was[name]:.300}, now {now:.300}): give back "
+                    "what it was trained with, or start a new run")
 
 
 # ------------------------------------------------------------------------------- results

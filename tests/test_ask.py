@@ -72,3 +72,12 @@ def test_another_clip_is_named(tmp_path):
     pretrain_clip.save_clip(tower, tmp_path, {})
     with pytest.raises(SystemExit, match="through another CLIP .*CLIP that it had, as --clip"):
         ask.main(["--clip", str(tmp_path)])
+
+
+def test_from_another_working_folder(capsys, monkeypatch, tmp_path):
+    """The shipped run, its language model and its CLIP are found beside the code."""
+    here = lines(capsys, "--seed", "2")
+    monkeypatch.chdir(tmp_path)
+    assert lines(capsys, "--seed", "2") == here
+    with pytest.raises(SystemExit, match="weights/nothing/config.json: No such file"):
+        ask.main(["--run", "weights/nothing"])

@@ -22,7 +22,7 @@ import torch
 import train
 from config import Config
 from data import ANSWERS, TASKS, Example
-from support import features, runs, weights
+from support import features, runs
 from support.features import Pixels
 from support.gate import program, reading
 from world import scenes
@@ -105,9 +105,10 @@ def main(argv: list[str] | None = None) -> None:
         config = replace(config, clip=args.clip)
     tower = features.load_tower(config)
     shown = Pixels(tower, pictures) if config.features == "none" else Seen(tower, pictures)
-    path = Path(args.run) / "adapter.safetensors"
-    run = train.setup(config, weights.read(path), {args.task: shown})
-    runs.load_trained(run, path)
+    path = Path(config.out) / "adapter.safetensors"
+    held = runs.read(path)
+    run = train.setup(config, held, {args.task: shown})
+    runs.load_trained(run, held, path, ("device",))
     found = answers(run, Example(args.task, 0, question, tuple(pictures), {}))
     told = f"   (right: {right})" if right else ""
     print(f"{args.task}: {question}".rstrip(": ") + told)
