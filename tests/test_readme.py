@@ -32,7 +32,7 @@ def test_flags_exist():
 
 
 def test_modules_exist():
-    for module in re.findall(r"python -m ([\w.]+)", README):
+    for module in re.findall(r"python -m ([\w.]+\w)", README):
         assert module == "pytest" or module in FILES, module
 
 
