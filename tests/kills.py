@@ -32,7 +32,7 @@ from world import moving, pretrain_clip, pretrain_lm, scenes
 
 OUT, FIRST = "out/run", "first run"
 EVERY = ("--batch", "32", "--lr", "1e-3", "--beams", "2", "--device", "cpu", "--out", OUT,
-         "--epochs", "2", "--log-every", "5", "--save-every", "3")
+         "--epochs", "2", "--log-every", "5", "--save-every", "3", "--dropout", "0.1")
 SCENARIOS = {
     "pictures": (),
     "clips": ("--tasks", "how2qa,yc2c,vqa", "--keep", "best", "--epochs", "3"),

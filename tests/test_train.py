@@ -28,6 +28,7 @@ from support.tokenizer import load_tokenizer
 from world import moving, pretrain_clip, pretrain_lm, scenes
 
 STEPS_AN_EPOCH = 36
+EXACT = ("--log-every", "5", "--dropout", "0.1")     # of runs that are compared: dropout is drawn
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,7 @@ def arguments(small: Path, out: Path, *more: str) -> list[str]:
 def done(small, tmp_path_factory):
     """The run folder of an undisturbed run."""
     out = tmp_path_factory.mktemp("run") / "out"
-    train.main(arguments(small, out, "--log-every", "5"))
+    train.main(arguments(small, out, *EXACT))
     return out
 
 
@@ -161,7 +162,7 @@ def test_resuming_is_exact(small, done, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(train.VLModel, "loss", at_call(STEPS_AN_EPOCH + 10, train.VLModel.loss, die))
         with pytest.raises(SystemExit, match="--resume"):
-            train.main(arguments(small, out, "--log-every", "5", "--save-every", "7"))
+            train.main(arguments(small, out, *EXACT, "--save-every", "7"))
     assert not (out / "adapter.safetensors").exists()
     (out / "last" / ".state.safetensors.1.tmp").touch()          # a killed process leaves these
     with open(out / "log.jsonl", "a") as file:
@@ -180,7 +181,7 @@ def test_who_is_asked_to_stop_loses_nothing(small, done, tmp_path, monkeypatch, 
         patch.setattr(room, where, at_call(step if where == "loss" else 1, getattr(room, where),
                                            lambda: os.kill(os.getpid(), kind)))
         with pytest.raises(SystemExit, match=f"stopped: go on with .*--resume {out}"):
-            train.main(arguments(small, out, "--log-every", "5"))
+            train.main(arguments(small, out, *EXACT))
     assert runs.read(out / "last" / "state.safetensors").metadata["step"] == str(step)
     assert "validation" not in (out / "log.jsonl").read_text() or where != "validate"
     assert signal.getsignal(kind) in (signal.SIG_DFL, signal.default_int_handler)
@@ -220,7 +221,7 @@ def cut(small, tmp_path_factory):
                                                      lambda: os.kill(os.getpid(), signal.SIGTERM)))
         with pytest.raises(SystemExit):
             train.main(arguments(small, out, "--keep", "best", "--method", "bitfit", "--tasks",
-                                 ",".join(scenes.TASKS), "--log-every", "5"))
+                                 ",".join(scenes.TASKS), *EXACT))
     return out
 
 
@@ -284,7 +285,7 @@ def test_a_damaged_run_goes_on_or_says_why(small, cut, tmp_path, capsys):
     undisturbed; what cannot be mended is named."""
     undisturbed = tmp_path / "undisturbed"
     train.main(arguments(small, undisturbed, "--keep", "best", "--method", "bitfit", "--tasks",
-                         ",".join(scenes.TASKS), "--log-every", "5"))
+                         ",".join(scenes.TASKS), *EXACT))
     log = (cut / "log.jsonl").read_bytes()
     for name, content, named in (
             ("last/state.safetensors", b"x", None),
@@ -499,7 +500,7 @@ def test_pictures_in_the_model(small, tmp_path):
 def test_a_packed_folder_serves_without_pictures(small, done, tmp_path):
     packed, = (small / "world" / "features").iterdir()
     train.main(arguments(small, tmp_path / "out", "--features", str(packed), "--images", "nowhere",
-                         "--log-every", "5"))
+                         *EXACT))
     a, b = (weights.read(d / "adapter.safetensors") for d in (tmp_path / "out", done))
     assert all(torch.equal(a[n], b[n]) for n in b)
 
