@@ -33,13 +33,9 @@ GRID = 6                                                 # tokens a side for tun
 PRESETS = {
     "RN50": dict(width=64, layers=(3, 4, 6, 3), heads=32, size=224, out=1024),
     "RN101": dict(width=64, layers=(3, 4, 23, 3), heads=32, size=224, out=512),
-    "RN50x4": dict(width=80, layers=(4, 6, 10, 6), heads=40, size=288, out=640),
-    "RN50x16": dict(width=96, layers=(6, 8, 18, 8), heads=48, size=384, out=768),
-    "RN50x64": dict(width=128, layers=(3, 15, 36, 10), heads=64, size=448, out=1024),
     "ViT-B/32": dict(width=768, layers=12, heads=12, patch=32, size=224, out=512),
     "ViT-B/16": dict(width=768, layers=12, heads=12, patch=16, size=224, out=512),
     "ViT-L/14": dict(width=1024, layers=24, heads=16, patch=14, size=224, out=768),
-    "ViT-L/14@336px": dict(width=1024, layers=24, heads=16, patch=14, size=336, out=768),
 }
 
 

@@ -123,7 +123,7 @@ class VLModel(nn.Module):
         """The state without a method: everything frozen, nothing installed."""
         self.method, self.tasks, self.hyper, self.per_task = None, (), None, False
         self.installed: dict[str, nn.Module] = {}                   # place -> what stands there
-        self.opened: dict[str, tuple[nn.Parameter, Tensor]] = {}    # name -> it, its frozen value
+        self.opened: dict[str, Tensor] = {}                         # name -> its frozen value
         self.requires_grad_(False)
 
     # ------------------------------------------------------------------------------- methods
@@ -184,7 +184,7 @@ class VLModel(nn.Module):
         for name, p in self.named_parameters():
             if id(p) in opened:
                 p.requires_grad_(True)
-                self.opened[name] = p, p.detach().clone()
+                self.opened[name] = p.detach().clone()
         return self.counts()
 
     def to_open(self, method: Method) -> set[int]:
@@ -204,8 +204,9 @@ class VLModel(nn.Module):
         for module in self.installed.values():
             module.tune = None
         with torch.no_grad():
-            for p, value in self.opened.values():
-                p.copy_(value)
+            # By name: load_state_dict(assign=True) puts other parameters in their places.
+            for name, frozen in self.opened.items():
+                self.get_parameter(name).copy_(frozen)
         self.forget()
 
     def added(self) -> list[nn.Parameter]:
@@ -379,11 +380,21 @@ def ban_repeats(scores: Tensor, ids: Tensor, n: int) -> Tensor:
     return scores.index_put((row, banned), scores.new_tensor(float("-inf")))
 
 
+def force(logp: Tensor, token: int) -> Tensor:
+    """Leaves one token alone, with log p = 0; every other one gets -inf."""
+    forced = torch.full_like(logp, float("-inf"))
+    forced[:, token] = 0
+    return forced
+
+
 def greedy(step: Callable, ids: Tensor, c: t5.Config, max_length: int, n: int) -> Tensor:
     """Arg-max decoding; behind EOS comes padding. step(ids) -> scores (B, V)."""
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     while ids.size(1) < max_length and not done.all():
-        token = ban_repeats(step(ids), ids, n).argmax(-1)                   # B
+        scores = ban_repeats(step(ids), ids, n)                             # B, V
+        if ids.size(1) == 1 and c.forced_bos is not None:
+            scores = force(scores, c.forced_bos)
+        token = scores.argmax(-1)                                           # B
         token = token.masked_fill(done, c.pad)
         ids = torch.cat([ids, token[:, None]], 1)
         done |= token == c.eos
@@ -431,12 +442,11 @@ def beam_search(step: Callable, start: Tensor, c: t5.Config, max_length: int, n:
 
     while ids.size(1) < max_length and not done.all():
         t = ids.size(1)
-        logits = step(ids, keep)                                            # B * K, V
+        logp = ban_repeats(step(ids, keep).log_softmax(-1), ids, n)         # B * K, V
+        if c.forced_bos is not None and t == 1:
+            logp = force(logp, c.forced_bos)
         if c.force_eos and t == max_length - 1:
-            only = torch.full_like(logits, float("-inf"))
-            only[:, c.eos] = logits[:, c.eos]
-            logits = only                      # before the softmax: the end has log p = 0
-        logp = ban_repeats(logits.log_softmax(-1), ids, n)
+            logp = force(logp, c.eos)
         V = logp.size(-1)
         total = (score.view(-1, 1) + logp).view(B, K * V)
         best, i = total.topk(2 * K)                                         # B, 2K, best first

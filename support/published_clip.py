@@ -96,14 +96,13 @@ def load_clip(path: str | Path) -> ViT | ResNet:
     config_path = (path if path.is_dir() else path.parent) / config_name
     with reading(path):
         sizes = read_sizes(kind, source, table)
-    if config_path.exists() or path.name.startswith("open_clip"):    # open_clip's always have one
-        with reading(config_path):
-            sizes |= settings(read_json(config_path), sizes)
-    else:
-        with reading(path):
-            sizes |= known(sizes)
-    with reading(path), torch.device("meta"):            # no random numbers that are overwritten
-        clip = kind(**sizes)
+        if config_path.exists() or path.name.startswith("open_clip"):      # there is always one
+            with reading(config_path):
+                sizes |= settings(read_json(config_path), sizes)
+        else:
+            sizes["heads"] = known_heads(sizes)
+        with torch.device("meta"):                       # no random numbers that are overwritten
+            clip = kind(**sizes)
     clip.to_empty(device="cpu")
     weights.load(clip, source, table, where=str(path))
     return clip.eval().requires_grad_(False)
@@ -113,15 +112,12 @@ def read_sizes(kind: type, source: weights.Tensors, table: weights.Table) -> dic
     """What the shapes of a file's tensors tell: all but heads and activation."""
     def shape(ours: str) -> tuple[int, ...]:
         name, _, transposed = weights.to_published(ours, table)
-        assert name in source, f"{name} is missing: give the complete weights of a CLIP image tower"
         return source.shape(name)[::-1] if transposed else source.shape(name)
 
     def count(ours: str) -> int:
         """How many of a numbered list there are: count("blocks.{}.up.bias")"""
-        found = 0
-        while weights.to_published(ours.format(found), table)[0] in source:
-            found += 1
-        return found
+        numbered = (weights.to_published(ours.format(i), table)[0] for i in range(len(source)))
+        return sum(name in source for name in numbered)
 
     cells = shape("positions")[0] - 1                    # without the class token's
     grid = round(cells ** 0.5)
@@ -139,13 +135,10 @@ def read_sizes(kind: type, source: weights.Tensors, table: weights.Table) -> dic
 
 def hugging_face(config: dict, sizes: dict) -> dict:
     """What config.json says of the image tower; a missing field has transformers' own value."""
-    config = config.get("vision_config", config)
-    heads, layers, activation, eps = check(config, {
+    heads, activation, eps, _ = check(config.get("vision_config", config), {
         "num_attention_heads?": Number(1, sizes["width"], whole=True),
-        "num_hidden_layers?": Number(1, 999, whole=True), "hidden_act?": set(ACTIVATIONS),
-        "layer_norm_eps?": Number(1e-30, 1)})
-    layers = layers or 12
-    assert layers == sizes["layers"], f"{layers} layers, but the weights have {sizes['layers']}"
+        "hidden_act?": set(ACTIVATIONS), "layer_norm_eps?": Number(1e-30, 1),
+        "num_hidden_layers?": {sizes["layers"]}})
     return dict(heads=heads or 12, activation=activation or "quick_gelu", eps=eps or 1e-5)
 
 
@@ -157,20 +150,20 @@ def open_clip(config: dict, sizes: dict) -> dict:
     head_width, *_ = check(tower, {
         "head_width?": Number(1, sizes["width"], whole=True), "pool_type?": {"tok"},
         "norm_kwargs?": {None}, "act_kwargs?": {None}})
-    pictures = config.get("preprocess_cfg", {})
-    for field, ours in (("mean", MEAN), ("std", STD)):
-        theirs = pictures.get(field, ours)
-        assert tuple(theirs) == ours, f"{field!r} of the pictures is not CLIP's: {theirs}"
+    colours = {"mean": [*MEAN], "std": [*STD]}
+    for name, theirs in config.get("preprocess_cfg", {}).items():
+        assert colours.get(name, theirs) == theirs, f"{name!r} of the pictures is not CLIP's"
     if "patch" not in sizes:                             # a ResNet has no activation but ReLU
         return dict(heads=32 * sizes["width"] // (head_width or 64))
     return dict(heads=sizes["width"] // (head_width or 64),
                 activation="quick_gelu" if quick else "gelu")
 
 
-def known(sizes: dict) -> dict:
-    """The heads of OpenAI's own towers, which their sizes tell; quick_gelu is a ViT's default."""
-    for preset in PRESETS.values():
-        if sizes.items() <= (preset | {"ffn": 4 * preset["width"]}).items():
-            return dict(heads=preset["heads"])
+def known_heads(sizes: dict) -> int:
+    """Of a tower with one of OpenAI's own sizes, whose activation is the default, quick_gelu."""
+    for own in PRESETS.values():
+        own = own | {"ffn": 4 * own["width"]}
+        if sizes.items() <= own.items():
+            return own["heads"]
     raise ValueError("shapes do not tell the number of heads and the activation: put the model's "
                      "config.json (Hugging Face) or open_clip_config.json beside it")

@@ -23,148 +23,127 @@ SIZE = Number(1, 2**24, whole=True)
 LAYERS = Number(1, 999, whole=True)
 COUNT = Number(0, 2**24, whole=True)                     # a token's id, the length of an n-gram
 DROPOUT = Number(0, 0.999999)
-EPS = Number(1e-30, 1)
 
-# Fields of config.json; a missing one has the value that transformers gives it.
-T5_FIELDS = {
-    "vocab_size": SIZE, "d_model": SIZE, "num_heads": SIZE, "d_kv": SIZE, "d_ff": SIZE,
-    "num_layers": LAYERS, "num_decoder_layers?": LAYERS,
-    "relative_attention_num_buckets": Number(4, 2**16, whole=True),
-    "relative_attention_max_distance": SIZE,
-    "feed_forward_proj": {"relu", "gelu", "gated-relu", "gated-gelu"},
-    "tie_word_embeddings": bool, "scale_decoder_outputs?": bool,
-    "layer_norm_epsilon": EPS, "dropout_rate": DROPOUT,
+# Field of config.json: (field of Config, what it may be). With "?" it may be missing: then it has
+# the value that t5() and bart() give it, which is transformers' own.
+FIELDS = {
+    "vocab_size": ("vocab", SIZE), "d_model": ("d", SIZE),
+    "pad_token_id?": ("pad", COUNT), "eos_token_id?": ("eos", COUNT),
+    "decoder_start_token_id?": ("start", COUNT), "forced_bos_token_id?": ("forced_bos", COUNT),
+    "no_repeat_ngram_size?": ("no_repeat_ngram", COUNT), "early_stopping?": ("early_stopping", bool)
 }
-T5_DEFAULTS = {
-    "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
-    "feed_forward_proj": "relu", "tie_word_embeddings": True, "layer_norm_epsilon": 1e-6,
-    "dropout_rate": 0.1, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0,
+T5_FIELDS = FIELDS | {
+    "num_heads": ("heads", SIZE), "d_kv": ("d_kv", SIZE), "d_ff": ("ffn", SIZE),
+    "relative_attention_num_buckets?": ("buckets", Number(4, 2**16, whole=True)),
+    "relative_attention_max_distance?": ("max_distance", SIZE),
+    "layer_norm_epsilon?": ("eps", Number(1e-30, 1)), "dropout_rate?": ("dropout", DROPOUT),
 }
-BART_FIELDS = {
-    "vocab_size": SIZE, "d_model": SIZE,
-    "encoder_attention_heads": SIZE, "decoder_attention_heads": SIZE,
-    "encoder_ffn_dim": SIZE, "decoder_ffn_dim": SIZE,
-    "encoder_layers": LAYERS, "decoder_layers": LAYERS, "max_position_embeddings": SIZE,
-    "activation_function": {"relu", "gelu"}, "dropout": DROPOUT,
-    # mBART, which has the same names, says otherwise
-    "scale_embedding?": {False}, "normalize_before?": {False}, "add_final_layer_norm?": {False},
-    "normalize_embedding?": {True},
+BART_FIELDS = FIELDS | {
+    "encoder_attention_heads": ("heads", SIZE), "encoder_ffn_dim": ("ffn", SIZE),
+    "activation_function?": ("activation", {"relu", "gelu"}),
+    "dropout?": ("dropout", DROPOUT), "bos_token_id?": ("bos", COUNT),
 }
-BART_DEFAULTS = {
-    "activation_function": "gelu", "dropout": 0.1, "pad_token_id": 1, "bos_token_id": 0,
-    "eos_token_id": 2, "decoder_start_token_id": 2,
-}
-
-# Decoding settings, in config.json or generation_config.json (which wins).
-TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id",
-          "forced_bos_token_id", "forced_eos_token_id")
 NEUTRAL = {                       # settings that are not followed: refused, unless they do nothing
     "do_sample": False, "repetition_penalty": 1, "encoder_repetition_penalty": 1,
     "length_penalty": 1, "diversity_penalty": 0, "num_beam_groups": 1, "min_length": 0,
     "min_new_tokens": 0, "encoder_no_repeat_ngram_size": 0, "suppress_tokens": [],
     "begin_suppress_tokens": [], "bad_words_ids": [], "force_words_ids": [], "sequence_bias": [],
     "forced_decoder_ids": [], "exponential_decay_length_penalty": [], "penalty_alpha": 0,
-    "guidance_scale": 1,
+    "guidance_scale": 1, "renormalize_logits": False, "stop_strings": [], "dola_layers": [],
 }
 
 
-def read_settings(path: Path) -> dict:
-    """The fields of one file that are not null, its decoding settings checked."""
+def read_fields(path: Path) -> dict:
+    """The fields of one file; null says no more than a missing one, but for the forced end."""
     with reading(path):
-        fields = {name: value for name, value in read_json(path).items() if value is not None}
-        if isinstance(fields.get("eos_token_id"), list):
-            assert len(fields["eos_token_id"]) == 1, "an answer has one 'eos_token_id' here"
-            fields["eos_token_id"] = fields["eos_token_id"][0]
-        check(fields, {f"{name}?": COUNT for name in TOKENS})
-        check(fields, {"no_repeat_ngram_size?": COUNT, "early_stopping?": bool})
+        fields = {name: value for name, value in read_json(path).items()
+                  if value is not None or name == "forced_eos_token_id"}
         for name, neutral in NEUTRAL.items():
             value = fields.get(name, neutral)
             assert value == neutral, (f"{name!r} is {value!r:.60}, which decoding here does not "
                                       "follow: take the field out to do without")
+        ends = fields.get("eos_token_id")
+        if isinstance(ends, list):
+            assert len(ends) == 1, f"'eos_token_id' is {ends!r:.60}: an answer has one end here"
+            fields["eos_token_id"] = ends[0]
     return fields
 
 
 def read_config(folder: str | Path) -> Config:
     """Config of a published folder: config.json and, where there is one, generation_config.json."""
     path = Path(folder) / "config.json"
-    fields = read_settings(path)
+    fields = read_fields(path)
     generation = path.with_name("generation_config.json")
     if generation.exists():
-        fields |= read_settings(generation)
+        fields |= read_fields(generation)
     with reading(path):
         kind, = check(fields, {"model_type": {"t5", "bart"}})
-        if kind == "t5":
-            fields = T5_DEFAULTS | fields
-            config = t5_config(fields)
-        else:
-            fields = BART_DEFAULTS | fields
-            config = bart_config(fields)
-        for name in TOKENS:
-            assert fields.get(name, 0) < config.vocab, f"{name!r} is no row of the vocabulary"
-        # BART learns to begin its answers with <s>: forcing <s> there changes nothing.
-        forced = {"forced_bos_token_id": config.bos, "forced_eos_token_id": config.eos}
-        for name, given in forced.items():
-            assert fields.get(name, given) == given, f"{name!r} can only be {given} here"
-    return replace(
-        config, pad=fields["pad_token_id"], eos=fields["eos_token_id"],
-        start=fields["decoder_start_token_id"],
-        no_repeat_ngram=fields.get("no_repeat_ngram_size", 0),
-        early_stopping=fields.get("early_stopping", False))
+        config = t5_config(fields) if kind == "t5" else bart_config(fields)
+        forced_eos, force_bos = check(fields, {
+            "forced_eos_token_id?": {config.eos}, "force_bos_token_to_be_generated?": bool})
+        if "forced_eos_token_id" in fields:              # without the field BART forces the end
+            config = replace(config, force_eos=forced_eos is not None)
+        if force_bos and config.forced_bos is None:      # how the first BARTs said it
+            config = replace(config, forced_bos=config.bos)
+        for name in ("pad", "bos", "eos", "start", "forced_bos"):
+            token = getattr(config, name) or 0
+            assert token < config.vocab, f"{name} token {token} is no row of {config.vocab} words"
+    return config
+
+
+def given(fields: dict, table: dict) -> dict:
+    """The fields of Config for which a file has a value."""
+    values = check(fields, {name: want for name, (_, want) in table.items()})
+    found = zip(table.values(), values)
+    return {ours: value for (ours, _), value in found if value is not None}
 
 
 def t5_config(fields: dict) -> Config:
-    check(fields, T5_FIELDS)
-    buckets = fields["relative_attention_num_buckets"]
-    distance = fields["relative_attention_max_distance"]
-    assert distance > buckets // 2, f"{buckets} relative positions need a larger maximal distance"
-    gated = fields["feed_forward_proj"].startswith("gated-")
-    activation = fields["feed_forward_proj"].removeprefix("gated-")
+    fields = {"feed_forward_proj": "relu", "tie_word_embeddings": True} | fields
+    feed_forward, tied, scaled, layers, decoder_layers = check(fields, {
+        "feed_forward_proj": {"relu", "gelu", "gated-relu", "gated-gelu"},
+        "tie_word_embeddings": bool, "scale_decoder_outputs?": bool,
+        "num_layers": LAYERS, "num_decoder_layers?": LAYERS})
+    gated, _, activation = feed_forward.rpartition("-")
     if gated and activation == "gelu":
         activation = "gelu_tanh"
+    config = t5(layers=layers, **given(fields, T5_FIELDS))
+    assert config.max_distance > config.buckets // 2, \
+        f"{config.buckets} relative positions need a larger maximal distance"
     # transformers 5 calls every T5 tied, and says beside it whether h is scaled.
-    tied = fields["tie_word_embeddings"]
-    scaled = fields.get("scale_decoder_outputs", tied)
-    layers = fields["num_layers"]
-    config = t5(fields["d_model"], fields["num_heads"], fields["d_ff"], layers)
+    scaled = tied if scaled is None else scaled
     return replace(
-        config, vocab=fields["vocab_size"], d_kv=fields["d_kv"],
-        layers=(layers, fields.get("num_decoder_layers", layers)), buckets=buckets,
-        max_distance=distance, activation=activation, gated=gated, tied=tied,
-        head_scale=config.d ** -0.5 if scaled else 1.0, eps=fields["layer_norm_epsilon"],
-        dropout=fields["dropout_rate"])
+        config, layers=(layers, decoder_layers or layers), activation=activation,
+        gated=gated != "", tied=tied, head_scale=config.d ** -0.5 if scaled else 1.0)
 
 
 def bart_config(fields: dict) -> Config:
-    check(fields, BART_FIELDS)
-    d, heads, ffn = fields["d_model"], fields["encoder_attention_heads"], fields["encoder_ffn_dim"]
-    assert d % heads == 0, f"{heads} attention heads do not divide a d_model of {d}"
-    for name in ("attention_heads", "ffn_dim"):
-        same = fields[f"encoder_{name}"] == fields[f"decoder_{name}"]
-        assert same, f"'encoder_{name}' and 'decoder_{name}' differ; here they are one"
-    return replace(
-        bart(d, heads, ffn, fields["encoder_layers"]), vocab=fields["vocab_size"],
-        layers=(fields["encoder_layers"], fields["decoder_layers"]),
-        positions=fields["max_position_embeddings"] + 2, activation=fields["activation_function"],
-        dropout=fields["dropout"], bos=fields["bos_token_id"])
+    sizes = {"no_repeat_ngram": 0, "early_stopping": False} | given(fields, BART_FIELDS)
+    layers, decoder_layers, positions, *_ = check(fields, {
+        "encoder_layers": LAYERS, "decoder_layers": LAYERS, "max_position_embeddings": SIZE,
+        # Here the two stacks are alike but for their depth.
+        "decoder_attention_heads": {sizes["heads"]}, "decoder_ffn_dim": {sizes["ffn"]},
+        # mBART, which has the same names, says otherwise.
+        "scale_embedding?": {False}, "normalize_before?": {False}, "add_final_layer_norm?": {False},
+        "normalize_embedding?": {True}})
+    config = bart(layers=layers, positions=positions + 2, **sizes)
+    assert config.d_kv * config.heads == config.d, \
+        f"{config.heads} attention heads do not divide a d_model of {config.d}"
+    return replace(config, layers=(layers, decoder_layers))
 
 
 # ------------------------------------------------------------------------ what tensors are called
 
-# (published, ours): a module, with all that lies below it. {i} is a layer's number, {s} encoder or
-# decoder, {n} which sub-layer of a T5 block is the feed-forward. The first row that fits wins.
+# (published, ours): a module, with all that lies below it. The first row that fits wins.
+# {i}: a layer's number; {s}: encoder or decoder; {w}: q, k, v, and o, which BART calls out;
+# {n}: which sub-layer of a T5 block is the feed-forward.
 BART = [
     ("shared", "shared"),
     ("{s}.embed_positions", "{s}.positions"),
     ("{s}.layernorm_embedding", "{s}.embed_norm"),
-    ("{s}.layers.{i}.self_attn.q_proj", "{s}.blocks.{i}.self_attn.f.q"),
-    ("{s}.layers.{i}.self_attn.k_proj", "{s}.blocks.{i}.self_attn.f.k"),
-    ("{s}.layers.{i}.self_attn.v_proj", "{s}.blocks.{i}.self_attn.f.v"),
-    ("{s}.layers.{i}.self_attn.out_proj", "{s}.blocks.{i}.self_attn.f.o"),
+    ("{s}.layers.{i}.self_attn.{w}_proj", "{s}.blocks.{i}.self_attn.f.{w}"),
     ("{s}.layers.{i}.self_attn_layer_norm", "{s}.blocks.{i}.self_attn.norm"),
-    ("decoder.layers.{i}.encoder_attn.q_proj", "decoder.blocks.{i}.cross_attn.f.q"),
-    ("decoder.layers.{i}.encoder_attn.k_proj", "decoder.blocks.{i}.cross_attn.f.k"),
-    ("decoder.layers.{i}.encoder_attn.v_proj", "decoder.blocks.{i}.cross_attn.f.v"),
-    ("decoder.layers.{i}.encoder_attn.out_proj", "decoder.blocks.{i}.cross_attn.f.o"),
+    ("decoder.layers.{i}.encoder_attn.{w}_proj", "decoder.blocks.{i}.cross_attn.f.{w}"),
     ("decoder.layers.{i}.encoder_attn_layer_norm", "decoder.blocks.{i}.cross_attn.norm"),
     ("{s}.layers.{i}.fc1", "{s}.blocks.{i}.ffn.f.wi"),
     ("{s}.layers.{i}.fc2", "{s}.blocks.{i}.ffn.f.wo"),
@@ -195,15 +174,17 @@ T5_GATED = [
 def table(config: Config, prefix: str = "") -> weights.Table:
     """The rename table of a model; prefix: "model." where a BART file has it."""
     if config.is_t5:
-        rows = [("lm_head", "shared" if config.tied else "head")]
-        rows = T5[:1] + (T5_GATED if config.gated else []) + T5[1:] + rows
+        rows = T5 + [("lm_head", "shared" if config.tied else "head")]
+        if config.gated:
+            rows = T5_GATED + rows
     else:
         rows = [(prefix + published, ours) for published, ours in BART] + BART_HEAD
-    found = {}                                # a dictionary, since a row without {s} comes up twice
+    found = {}                           # a dictionary, since a row may come up more than once
     for published, ours in rows:
         for stack, ffn in (("encoder", "1"), ("decoder", "2")):
-            name = published.replace("{s}", stack).replace("{n}", ffn)
-            found[name] = ours and ours.replace("{s}", stack)
+            for theirs, part in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o")):
+                name = published.replace("{s}", stack).replace("{n}", ffn).replace("{w}", theirs)
+                found[name] = ours and ours.replace("{s}", stack).replace("{w}", part)
     return list(found.items())
 
 

@@ -6,6 +6,7 @@ import tiny
 import torch
 
 import data
+import methods
 import model
 
 every_kind = pytest.mark.parametrize("kind", tiny.KINDS)
@@ -43,6 +44,18 @@ def test_visual_embedding(kind):
 def test_vocabulary():
     assert model.vocabulary(tiny.t5.PRESETS["bart-base"]) == 50465
     assert model.vocabulary(tiny.t5.PRESETS["t5-base"]) == 32200
+
+
+@every_kind
+@pytest.mark.parametrize("row", ["full", "norms"])
+def test_remove_restores_what_was_assigned(kind, row):
+    """load_state_dict(assign=True) puts other parameters in the places of the opened ones."""
+    before = tiny.lm(kind).state_dict()
+    m = tiny.model(kind, methods.row(row, kind == "t5", ""))
+    m.load_state_dict({name: t + 1 for name, t in m.trained().items()}, strict=False, assign=True)
+    assert not tiny.same_state(m.lm.state_dict(), before)
+    m.remove()
+    assert tiny.same_state(m.lm.state_dict(), before)
 
 
 # ------------------------------------------------------------------------------------ losses
@@ -119,6 +132,7 @@ def test_batch_decodes_like_one_by_one(kind, settings):
     b, c, settings = tiny.batch(kind, size=8, length=12), m.lm.config, {"max_length": 10} | settings
     if kind == "t5":
         m.lm.shared.weight[c.eos] *= 3                                  # some answers end early
+    assert m.generate(b, **settings | {"max_length": 1}).equal(torch.full((8, 1), c.start))
     together = m.generate(b, **settings)
     assert together.size(1) <= 10 and together[:, 0].eq(c.start).all()
     ends = set()
@@ -165,7 +179,7 @@ def test_beam_search_by_hand():
     """
     after = torch.tensor([[1e-9, 0.1, 0.5, 0.4], [0.25] * 4,
                           [1e-9, 0.1, 0.5, 0.4], [1e-9, 0.92, 0.04, 0.04]]).log()
-    c = SimpleNamespace(pad=0, eos=1, force_eos=False)
+    c = SimpleNamespace(pad=0, eos=1, force_eos=False, forced_bos=None)
 
     def search(max_length, early):
         return model.beam_search(lambda ids, keep=None: after[ids[:, -1]],

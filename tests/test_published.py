@@ -4,7 +4,6 @@ import os
 
 import pytest
 import test_t5
-import tiny
 import torch
 import transformers
 from safetensors.torch import save_file
@@ -12,12 +11,11 @@ from test_clip import close, golden
 from test_t5 import VOCAB, edit_config, edit_weights
 
 import clip_encoder
-import t5
 from clip_encoder import ViT
 from support import weights
 from support.gate import BadInput
 from support.published_clip import HUGGING_FACE, OPENAI_VIT, load_clip
-from support.published_lm import load_lm, read_config, table
+from support.published_lm import load_lm, read_config
 
 # -------------------------------------- language models (their numbers are compared in test_t5.py)
 
@@ -25,7 +23,7 @@ def test_config_is_read_in_full(tmp_path):
     test_t5.build(test_t5.bart_config(), tmp_path / "bart")
     config = read_config(tmp_path / "bart")
     assert (config.pad, config.bos, config.eos, config.start) == (1, 0, 2, 2)
-    test_t5.flan(tmp_path)
+    test_t5.own_head(tmp_path)
     edit_config(tmp_path, dropout_rate=0.3, layer_norm_epsilon=1e-3, early_stopping=None)
     (tmp_path / "generation_config.json").write_text(
         json.dumps({"no_repeat_ngram_size": 3, "eos_token_id": [1], "repetition_penalty": 1.0}))
@@ -36,25 +34,33 @@ def test_config_is_read_in_full(tmp_path):
     assert load_lm(tmp_path, dropout=0.0).config.dropout == 0
 
 
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_published_names_round_trip(kind, tmp_path):
-    """Saved under published names by weights.py, transformers reads every tensor."""
-    config = tiny.config(kind)
-    ours = tiny.randomize(t5.EncoderDecoder(config)).eval()
-    rows = table(config, "model." if kind == "bart" else "")
-    weights.write(tmp_path / "model.safetensors", weights.published(ours, rows), {"format": "pt"})
-    if kind == "bart":
-        test_t5.bart_config(decoder_layers=2).save_pretrained(tmp_path)
-        theirs = transformers.BartForConditionalGeneration
-    else:
-        test_t5.t5_config(num_decoder_layers=2).save_pretrained(tmp_path)
-        theirs = transformers.T5ForConditionalGeneration
-    theirs, info = theirs.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(info.values()), info
-    ids, labels = test_t5.texts(config.pad), test_t5.texts(-100, length=9)
-    out = theirs.eval()(input_ids=ids, attention_mask=ids != config.pad,
-                        decoder_input_ids=ours.shift_right(labels))
-    torch.testing.assert_close(ours(ids, labels), out.logits, atol=1e-5, rtol=1e-5)
+SIZES = {"t5": dict(vocab_size=80, d_model=32, num_layers=2, num_heads=4, d_kv=6, d_ff=48),
+         "bart": dict(vocab_size=80, d_model=32, encoder_layers=2, decoder_layers=3,
+                      encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=48,
+                      decoder_ffn_dim=48, max_position_embeddings=64)}
+
+
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_missing_field_is_transformers_own(kind, tmp_path):
+    """A config.json with sizes alone says the same as one with all that transformers adds."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": kind} | SIZES[kind]))
+    short = read_config(tmp_path)
+    whole = {"t5": transformers.T5Config, "bart": transformers.BartConfig}[kind](**SIZES[kind])
+    path.write_text(json.dumps(whole.to_dict()))
+    assert read_config(tmp_path) == short and len(whole.to_dict()) > 2 * len(SIZES[kind])
+
+
+@pytest.mark.parametrize("kind, changes, want", [        # want: forced_bos, force_eos
+    ("bart", {}, (None, True)), ("bart", {"forced_bos_token_id": 5}, (5, True)),
+    ("bart", {"force_bos_token_to_be_generated": True}, (0, True)),
+    ("bart", {"forced_eos_token_id": None}, (None, False)),
+    ("t5", {"forced_eos_token_id": 1}, (None, True))])
+def test_forced_tokens(kind, changes, want, tmp_path):
+    test_t5.build(getattr(test_t5, f"{kind}_config")(), tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps(changes))
+    config = read_config(tmp_path)
+    assert (config.forced_bos, config.force_eos) == want
 
 
 # kind, changes of config.json (...: the field is taken out), words of the message
@@ -64,7 +70,7 @@ BAD_CONFIGS = [
     # another model than ours, under the same names
     ("bart", {"scale_embedding": True}, "'scale_embedding'"),
     ("bart", {"activation_function": "swish"}, "'activation_function'"),
-    ("bart", {"decoder_ffn_dim": 40}, "'encoder_ffn_dim' and 'decoder_ffn_dim' differ"),
+    ("bart", {"decoder_ffn_dim": 40}, "'decoder_ffn_dim' should be one of 48, not 40"),
     ("t5", {"feed_forward_proj": "gated-silu"}, "'feed_forward_proj'"),
     # numbers that are none, or out of range
     ("t5", {"d_model": "32"}, "'d_model' should be a whole number from 1"),
@@ -74,13 +80,15 @@ BAD_CONFIGS = [
     ("t5", {"relative_attention_max_distance": 2}, "need a larger maximal distance"),
     ("t5", {"d_ff": 2**24, "d_model": 2**24}, "lm: "),                  # no memory holds it
     ("bart", {"d_model": 33}, "4 attention heads do not divide a d_model of 33"),
-    ("bart", {"vocab_size": 2}, "'eos_token_id' is no row"),
+    ("bart", {"vocab_size": 2}, "eos token 2 is no row of 2 words"),
     # decoding that would not be transformers'
     ("t5", {"repetition_penalty": 1.2}, "'repetition_penalty' is 1.2, which decoding here"),
     ("t5", {"suppress_tokens": [4]}, "'suppress_tokens'"),
     ("t5", {"early_stopping": "never"}, "'early_stopping' should be true or false"),
-    ("t5", {"eos_token_id": [1, 2]}, "one 'eos_token_id'"),
-    ("bart", {"forced_bos_token_id": 5}, "'forced_bos_token_id' can only be 0"),
+    ("t5", {"eos_token_id": [1, 2]}, r"'eos_token_id' is \[1, 2\]: an answer has one end"),
+    ("t5", {"renormalize_logits": True}, "'renormalize_logits'"),
+    ("bart", {"forced_bos_token_id": VOCAB}, "forced_bos token 80 is no row of 80 words"),
+    ("t5", {"forced_eos_token_id": 5}, "'forced_eos_token_id' should be one of 1"),
     # of the right form, but not this file's: the tensors tell
     ("bart", {"encoder_layers": 3}, "missing: .*encoder.layers.2"),
     ("t5", {"num_layers": 1}, "unexpected: .*block.1"),
@@ -173,11 +181,11 @@ def test_heads_and_activation_are_never_guessed(activation, heads, tmp_path, mon
 
 
 @pytest.mark.parametrize("change, words", [
-    (lambda w: w.pop("visual.proj"), "visual.proj is missing"),
+    (lambda w: w.pop("visual.proj"), "'visual.proj' is missing"),
     (lambda w: w.pop("visual.ln_pre.bias"), "missing: visual.ln_pre.bias"),
     (lambda w: w.update({"visual.extra": torch.zeros(1)}), "unexpected: visual.extra"),
     (lambda w: w.update({"visual.positional_embedding": torch.zeros(9, 64)}), "square"),
-    (lambda w: w.clear(), "is missing: give the complete weights")])
+    (lambda w: w.clear(), "is missing")])
 def test_wrong_clip_weights(change, words, tmp_path):
     tensors = golden("clip_vit")[1]
     change(tensors)
@@ -187,7 +195,7 @@ def test_wrong_clip_weights(change, words, tmp_path):
 
 @pytest.mark.parametrize("name, config, words", [
     ("config.json", "{", "config.json: "),
-    ("config.json", {"num_hidden_layers": 4}, "4 layers, but the weights have 3"),
+    ("config.json", {"num_hidden_layers": 4}, "'num_hidden_layers' should be one of 3, not 4"),
     ("config.json", {"num_attention_heads": 5, "num_hidden_layers": 3}, "5 heads do not divide"),
     ("config.json", {"vision_config": {"hidden_act": "relu6"}}, "'hidden_act'.*quick_gelu"),
     ("open_clip_config.json", {}, "'model_cfg' is missing"),
