@@ -143,10 +143,8 @@ def total_steps(config: Config, examples: Examples) -> int:
     return config.steps or config.epochs * data.steps_per_epoch(examples, config.batch)
 
 
-def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop,
-          again: bool = False) -> None:
-    """Leaves what was trained in adapter.safetensors: as it is after the last epoch, or after the
-    one with the best mean of the validation scores (--keep)."""
+def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again: bool) -> None:
+    """Leaves in adapter.safetensors what was trained: last epoch or best one (--keep)."""
     # The model is in place. Now its optimiser, and where an interrupted run was.
     config, model = run.config, run.model
     optimizer, log, step = make_optimizer(model, config), resume.Log(run.folder / "log.jsonl"), 0
@@ -206,12 +204,12 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop,
                 log.put(line)
                 bar.set_postfix({name: f"{mean:.2f}" for name, mean in line["loss"].items()})
 
-            # save, and stop if that was asked for
-            stopping, ends = stop.asked, step % per_epoch == 0 or step == total
-            if step % config.save_every == 0 or ends or stopping:
-                resume.save_last(run, optimizer, step, log)
-            if stopping:
+            # save, here or, behind an epoch or a signal, outside the loop
+            if stop.asked:
                 break
+            if step % config.save_every == 0:
+                resume.save_last(run, optimizer, step, log)
+        resume.save_last(run, optimizer, step, log)
         stop.release()
     bar.close()
     runs.finish(run, log.scores)

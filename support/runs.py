@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 import config as configs
@@ -89,14 +88,14 @@ def write(run: Run, path: Path, tensors: dict[str, Tensor], more: dict | None = 
 
 def read(path: Path) -> weights.Tensors:
     """Such a file; BadInput if a byte of it has changed, or if it holds NaN or inf."""
-    with reading(f"{path} is missing or damaged (use a copy, or train again)"):
-        file = safe_open(path, "pt")
-        metadata = file.metadata() or {}
-        tensors = weights.Tensors(dict.fromkeys(file.keys(), file), metadata.copy())
+    held = weights.read(path)
+    with reading(path):
+        metadata = held.metadata.copy()
         was = metadata.pop("digest", None)                 # none: tools/peft.py brought it in
-        assert was in (None, digest_all(tensors, metadata)), "it does not hold what was written"
-    weights.finite(tensors, str(path))
-    return tensors
+        assert was in (None, digest_all(held, metadata)), \
+            "it is damaged, for its numbers are not those that were written: use a copy"
+    weights.finite(held, str(path))
+    return held
 
 
 def digest(*parts: bytes) -> str:

@@ -92,7 +92,7 @@ def read(path: str | Path) -> Tensors:
         shards = [path.parent / Path(name).name for name in sorted(set(home.values()))]
         for shard in shards or [path]:
             # Opening compares the header with the file's length; no number is read yet.
-            with reading(f"{shard} is missing, cut short or no safetensors file; get it again"):
+            with reading(f"{shard} is missing, cut short or no safetensors file; use a whole copy"):
                 file = safe_open(shard, "pt")
             files |= dict.fromkeys(file.keys(), file)
             metadata |= file.metadata() or {}

@@ -271,12 +271,13 @@ def test_a_damaged_state_is_seen(small, cut, tmp_path, capsys):
     for content in damages(state):
         state.write_bytes(content)
         assert load() == 36
-        assert "state.safetensors is missing or damaged" in capsys.readouterr().out
+        assert "state.safetensors" in (shown := capsys.readouterr().out)
+        assert "; the state before it is used" in shown and "again" not in shown
     state.unlink()                                        # a kill between two renamings
     assert load() == 36
     state.write_bytes(whole[:-1])
     before.write_bytes(before.read_bytes()[:-1])
-    with pytest.raises(BadInput, match="before.safetensors is missing or damaged"):
+    with pytest.raises(BadInput, match="before.safetensors is missing, cut short"):
         load()
 
 
@@ -289,10 +290,10 @@ def test_a_damaged_run_goes_on_or_says_why(small, cut, tmp_path, capsys):
     log = (cut / "log.jsonl").read_bytes()
     for name, content, named in (
             ("last/state.safetensors", b"x", None),
-            ("last/best.safetensors", b"x", "best.safetensors is missing or damaged"),
+            ("last/best.safetensors", b"x", "best.safetensors is missing, cut short"),
             ("log.jsonl", log[:50] + b"\xff" + log[50:], "log.jsonl"),
             ("log.jsonl", None, "log.jsonl"),
-            ("last/best.safetensors", None, "best.safetensors is missing or damaged"),
+            ("last/best.safetensors", None, "best.safetensors is missing, cut short"),
             ("config.json", b"[]", "config.json")):
         out = tmp_path / "out"
         shutil.rmtree(out, ignore_errors=True)
@@ -321,7 +322,7 @@ def test_a_damaged_adapter_is_never_tested(done, tmp_path):
         with pytest.raises(BadInput, match="adapter.safetensors"):
             runs.read(path)
     for more in (["--test", str(again)], ["--init", str(again)]):
-        with pytest.raises(SystemExit, match="adapter.safetensors is missing or damaged") as error:
+        with pytest.raises(SystemExit, match="adapter.safetensors: it is damaged") as error:
             train.main(more)
         assert "\n" not in str(error.value)
 
