@@ -166,6 +166,9 @@ def replace_file(path: str | Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())                    # on the disk before it gets its name
         os.replace(making, path)
+    except OSError as error:
+        error.filename = str(path)                     # a full disk does not say where it is full
+        raise
     finally:
         making.unlink(missing_ok=True)
 
