@@ -73,11 +73,8 @@ class VisualEmbedding(nn.Module):
 # ------------------------------------------------------------------------ what a row may open
 
 def norms(of: nn.Module) -> list[nn.Parameter]:
-    found = []
-    for module in of.modules():
-        if isinstance(module, NORMS):
-            found += module.parameters()
-    return found
+    modules = [module for module in of.modules() if isinstance(module, NORMS)]
+    return list(nn.ModuleList(modules).parameters())
 
 
 def biases(of: nn.Module) -> list[nn.Parameter]:
@@ -175,9 +172,8 @@ class VLModel(nn.Module):
         self.method, self.tasks, self.hyper = method, tasks, hyper
         for place, (module, tune) in places.items():
             module.tune, self.installed[place] = tune, module
-            if any(isinstance(part, adapters.PerTask) for part in tune.modules()):
-                self.per_task = True
-        self.per_task = self.per_task or hyper is not None
+        self.per_task = hyper is not None or any(
+            isinstance(module, adapters.PerTask) for module in self.modules())
         self.requires_grad_(False)
         for p in (*self.visual.parameters(), *self.added()):
             p.requires_grad_(True)
@@ -244,8 +240,8 @@ class VLModel(nn.Module):
             f"{', '.join(self.tasks)}")
         rows = {}
         for task in sorted(set(tasks)):
-            examples = [i for i, other in enumerate(tasks) if other == task]
-            rows[task] = torch.tensor(examples, device=device)
+            rows[task] = torch.tensor([i for i, other in enumerate(tasks) if other == task],
+                                      device=device)
         generated = {} if self.hyper is None else self.hyper(list(rows))
         return Context(rows=rows, generated=generated)
 
@@ -288,10 +284,8 @@ class VLModel(nn.Module):
     @torch.no_grad()
     def generate(self, batch, beams: int = 1, max_length: int = 20,
                  no_repeat_ngram: int | None = None, early_stopping: bool | None = None) -> Tensor:
-        """Token ids (B, <= max_length), the start token first, padding behind the end.
-
-        beams 1 is greedy. The last two settings are the published model's unless given.
-        """
+        """Token ids (B, <= max_length), the start token first, padding behind the end. beams 1 is
+        greedy. The last two settings are the published model's unless given."""
         c = self.lm.config
         step, start = self.stepper(batch)
         n = c.no_repeat_ngram if no_repeat_ngram is None else no_repeat_ngram
@@ -300,9 +294,9 @@ class VLModel(nn.Module):
         early = c.early_stopping if early_stopping is None else early_stopping
         text, _ = beam_search(step, start, c, max_length, n, beams, early)
         best = text[:, 0]                                                   # B, max_length
-        place = torch.arange(1, max_length + 1, device=text.device)
-        longest = int((place * (best != c.pad)).max())
-        return best[:, :max(1, longest)]             # T5's start token is padding: keep it
+        used = (best != c.pad).any(0)                                       # max_length
+        used[0] = True                               # T5's start token is padding: keep it
+        return best[:, :int(used.nonzero().max()) + 1]
 
     @torch.no_grad()
     def beams(self, batch, beams: int = 5, max_length: int = 20) -> tuple[Tensor, Tensor]:
@@ -342,10 +336,9 @@ def check_tasks(tasks: tuple[str, ...]) -> None:
     """Modules are named by their tasks: each once, and no name that a module has already."""
     assert isinstance(tasks, tuple) and len(set(tasks)) == len(tasks), \
         f"tasks are {tasks!r}; they must be a tuple of different names"
+    taken = {"training", *dir(nn.ModuleDict), *dir(nn.ParameterDict)}
     for task in tasks:
-        taken = {"training", *dir(nn.ModuleDict), *dir(nn.ParameterDict)}
-        assert task.isidentifier() and task not in taken, \
-            f"a task cannot be called {task!r}: take another word"
+        assert task.isidentifier() and task not in taken, f"a task cannot be called {task!r}"
 
 
 def collect_generated(stacks: dict, site: str, add: adapters.Add, net: adapters.Generated) -> None:

@@ -323,11 +323,6 @@ def relative_bucket(distance: Tensor, both_ways: bool, buckets: int, max_distanc
 
 # ------------------------------------------------------------------------------------ the model
 
-def grow(owner: nn.Embedding | nn.Linear, rows: Tensor) -> None:
-    """Appends rows to the weight (V, D) of an embedding or a head."""
-    owner.weight = nn.Parameter(torch.cat([owner.weight, rows.to(owner.weight)]))
-
-
 class EncoderDecoder(nn.Module):
     """BART or T5 with sites. Parameters are named by place: `decoder.blocks.0.cross_attn.f.v`."""
 
@@ -430,14 +425,16 @@ class EncoderDecoder(nn.Module):
         new, d = vocab - self.config.vocab, self.config.d
         # A seed of their own: these rows are frozen and in no adapter file; all runs draw the same.
         generator = torch.Generator().manual_seed(0)
-        std = 1.0 if self.config.is_t5 else 0.02         # about that of the published rows
-        rows = torch.empty(new, d).normal_(std=std, generator=generator)
-        grow(self.shared, rows)                          # a tied head grows with the words
+        std = 1.0 if self.config.is_t5 else 0.02
+        words = torch.empty(new, d).normal_(std=std, generator=generator)
+        grown = [(self.shared, words)]                   # and a tied head with the words
         if self.head is not None:
             # Trap: rows of N(0, 1) would win every softmax of an own head, whose scores are not
             # scaled down. These are a fresh Linear's, U(-1 / sqrt(d), 1 / sqrt(d)).
             rows = torch.empty(new, d).uniform_(-d ** -0.5, d ** -0.5, generator=generator)
-            grow(self.head, rows)
+            grown.append((self.head, rows))
+        for owner, rows in grown:
+            owner.weight = nn.Parameter(torch.cat([owner.weight, rows.to(owner.weight)]))
         if self.logits_bias is not None:
             self.logits_bias = F.pad(self.logits_bias, (0, new))
         self.config = replace(self.config, vocab=vocab)

@@ -70,10 +70,6 @@ OPENAI_RESNET: weights.Table = [
     ("attnpool.v_proj", "attn.v"),
     ("attnpool.c_proj", "attn.o"),
 ]
-# Beside an image tower that is "visual.": the text tower, which is not read.
-OPENAI_TEXT: weights.Table = [(name, None) for name in (
-    "transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection",
-    "logit_scale", "input_resolution", "context_length", "vocab_size")]
 
 
 def load_clip(path: str | Path) -> ViT | ResNet:
@@ -83,16 +79,16 @@ def load_clip(path: str | Path) -> ViT | ResNet:
     names, the image tower alone or as "visual." beside the text tower. Raises BadInput or OSError
     with the names of what is missing, unexpected or misshapen.
     """
-    path, source = Path(path), weights.read(path)
-    prefix = "visual." if any(name.startswith("visual.") for name in source) else ""
+    path, source, prefix = Path(path), weights.read(path), ""
+    tower = {name: file for name, file in source.files.items() if name.startswith("visual.")}
+    if tower:                                            # what lies beside it is the text tower
+        source, prefix = weights.Tensors(tower, source.metadata), "visual."
     kind, rows, config_name, settings = ViT, OPENAI_VIT, "open_clip_config.json", open_clip
     if any(name.startswith("vision_model.") for name in source):
         rows, config_name, settings = HUGGING_FACE, "config.json", hugging_face
     elif f"{prefix}layer1.0.conv1.weight" in source:
         kind, rows = ResNet, OPENAI_RESNET
     table = [(prefix + row[0], *row[1:]) for row in rows]
-    if prefix:
-        table += OPENAI_TEXT
     config_path = (path if path.is_dir() else path.parent) / config_name
     with reading(path):
         sizes = read_sizes(kind, source, table)

@@ -127,8 +127,6 @@ def bart_config(fields: dict) -> Config:
         "scale_embedding?": {False}, "normalize_before?": {False}, "add_final_layer_norm?": {False},
         "normalize_embedding?": {True}})
     config = bart(layers=layers, positions=positions + 2, **sizes)
-    assert config.d_kv * config.heads == config.d, \
-        f"{config.heads} attention heads do not divide a d_model of {config.d}"
     return replace(config, layers=(layers, decoder_layers))
 
 

@@ -64,6 +64,7 @@ def test_resnet_tokens_are_the_pooled_grid():
 
 
 def test_vit_equals_transformers(published, vit):
+    """Grid, vector, tokens and every gradient."""
     folder, model = published
     x = torch.randn(3, 3, 24, 24)
     theirs = model.vision_model(x, output_hidden_states=True)
@@ -74,18 +75,11 @@ def test_vit_equals_transformers(published, vit):
     assert close(pooled, model.visual_projection(theirs.pooler_output))
     # tokens for tuning: the last block but one, without the class token; 6 x 6 passes unpooled
     assert close(vit.encode(x), theirs.hidden_states[-2][:, 1:])
-
-
-def test_vit_gradients_equal_transformers(published):
-    folder, model = published
-    ours = load_clip(folder).requires_grad_(True)
-    x, direction = torch.randn(2, 3, 24, 24), torch.randn(2, 20)
-    model.zero_grad()
-    (model.visual_projection(model.vision_model(x).pooler_output) * direction).sum().backward()
+    ours, direction = load_clip(folder).requires_grad_(True), torch.randn(3, 20)
+    (model.visual_projection(theirs.pooler_output) * direction).sum().backward()
     (ours(x)[1] * direction).sum().backward()
-    theirs = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
     for name, p in ours.named_parameters():
-        want = theirs[weights.to_published(name, HUGGING_FACE)[0]]
+        want = model.get_parameter(weights.to_published(name, HUGGING_FACE)[0]).grad
         assert close(p.grad, want, 1e-5 * max(1, want.abs().max().item())), name
 
 
