@@ -11,7 +11,7 @@ block's class token only, so nothing ever taught that block's outputs at the pat
 
 Published weights have other names for the same tensors: support/published_clip.py translates.
 
-    python -m support.features --clip weights/tiny-clip --images pictures/ --out features/
+    python -m tools.pack --clip weights/tiny-clip --images pictures/ --out packed/
     python -m pytest tests/test_clip.py
 
 Axes: B batch, N cells of a grid (h x w, row by row), W width, H heads, F width of the features

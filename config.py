@@ -63,6 +63,9 @@ class Config:
     dropout: float | None = option(None, "default: the language model's own")
     boxes: str = option("grid", "of visual tokens; zero: as the papers' code feeds them")
     frames: str = option("real", "of clips; all: padding frames are seen, as in the papers' code")
+    subtitles: str = option("", "of clips: all of the video's, or what is said in the span asked "
+                            "about; default: all, as the papers; of the built-in clips span, on "
+                            "which their language model was made")
     precision: str = option("fp32", "or bf16 (autocast)")
     beams: int = option(5, "of captions and of what is asked about clips")
     keep: str = option("", "which epoch is tested: last, or best (mean of the validation scores); "
@@ -84,7 +87,8 @@ WANTS = {
     "weight_decay": Number(0, 1), "clip_norm": Number(1e-9, 1e9), "dropout?": Number(0, 0.99),
     "beams": Number(1, 100, whole=True), "seed": Number(0, 2**63 - 1, whole=True),
     "log_every": Number(1, 10**9, whole=True), "save_every": Number(1, 10**9, whole=True),
-    "boxes": {"grid", "zero"}, "frames": {"real", "all"}, "precision": {"fp32", "bf16"},
+    "boxes": {"grid", "zero"}, "frames": {"real", "all"}, "subtitles": {"", "all", "span"},
+    "precision": {"fp32", "bf16"},
     "keep": {"", "last", "best"}, "device": {"", "cpu", "cuda"},
     "control": {"", "blind", "no-frames", "no-subtitles", "random-lm", "random-clip"},
     "train_clip": bool, "task_names?": bool,
@@ -145,6 +149,7 @@ def resolve(config: Config) -> Config:
     methods.row(config.method, lm.is_t5, config.set)        # says what is wrong with it
     known = recipe(config, lm.is_t5) | {
         "dropout": lm.dropout, "keep": "best" if shows_clips(config) else "last",
+        "subtitles": "span" if built_in(config) else "all",
         "images": f"{config.data}/images", "clips": f"{config.data}/video/clips",
         "out": free_folder(config)}
     open_fields = {name: value for name, value in known.items()
@@ -172,15 +177,19 @@ def check_together(config: Config) -> None:
         "--device is cuda, but this PyTorch sees no CUDA device: leave it out"
 
 
+def built_in(config: Config) -> bool:
+    """Is it the built-in world that the tasks are about?"""
+    if config.data == WORLD:
+        return True
+    folder = Path(config.data)
+    halves = {folder / "video" if data.TASKS[task].clips else folder for task in task_list(config)}
+    return all((half / "world.json").is_file() for half in halves)
+
+
 def recipe(config: Config, is_t5: bool) -> dict:
     """The recipe's lr, batch, epochs and task_names for this backbone, data and row."""
-    folder, clips = Path(config.data), shows_clips(config)
-    built_in = config.data == WORLD
-    if not built_in:
-        halves = {folder / "video" if data.TASKS[task].clips else folder
-                  for task in task_list(config)}
-        built_in = all((half / "world.json").is_file() for half in halves)
-    if built_in:
+    clips = shows_clips(config)
+    if built_in(config):
         kind = "moving" if clips else "world"
     else:
         kind = "video" if clips else "image"

@@ -82,13 +82,18 @@ def published(name: str, read: Callable, note: str = "", **files: str) -> Layout
     return Layout(name, read, files, note)
 
 
-def video_task(task: str, subtitles: str, read: Callable, metric: Callable, form: Form) -> Task:
-    """A task of VALUE; the answers of its test_public split may be there or not."""
-    names = dict(train="train", val="val", test="test_public", submit="test_public")
-    files = {split: f"video/ann/{task}/{task}_{name}_release.jsonl video/ann/{subtitles}"
-             for split, name in names.items()}
-    return Task(f"{task}: ", (Layout("VALUE's files", read, files),), metric, text_tokens=600,
-                target_tokens=20, decode="beam", submit=form, clips=True)
+def video_task(task: str, spoken: str, read: Callable, metric: Callable, form: Form,
+               *names: str) -> Task:
+    """A task of VALUE. spoken: the subtitles' file. names: its files of train, val and test, if
+    they are not called as How2QA's; the answers of a test split may be there or not."""
+    layouts = []
+    for three in (*names, f"{task}_train_release {task}_val_release {task}_test_public_release"):
+        train, val, test = (f"video/ann/{task}/{name}.jsonl video/ann/{spoken}_subtitles.jsonl"
+                            for name in three.split())
+        layouts.append(published("VALUE's files", read, train=train, val=val, test=test,
+                                 submit=test))
+    return Task(f"{task}: ", tuple(layouts), metric, text_tokens=600, target_tokens=20,
+                decode="beam", submit=form, clips=True)
 
 
 QUESTIONS = "vqa/v2_OpenEnded_mscoco_{}_questions.json"
@@ -96,7 +101,7 @@ VQA_TRAIN = f"{QUESTIONS.format('train2014')} vqa/v2_mscoco_train2014_annotation
 VQA_VAL = f"{QUESTIONS.format('val2014')} vqa/v2_mscoco_val2014_annotations.json"
 KARPATHY = "COCO/dataset_coco.json"
 NO_SPLIT = f"without {KARPATHY}, train2014 trains and val2014 tests, unlike in the papers"
-CLIP_IDS = Form((int, str), ".jsonl", submit.descriptions)
+CLIP_IDS = Form((int, str), ".jsonl", submit.descriptions, name=submit.value_name)
 
 TASKS = {
     "vqa": Task(
@@ -145,14 +150,19 @@ TASKS = {
                       train="COCO/captions_train2014.json", val="COCO/captions_val2014.json",
                       test="COCO/captions_val2014.json",
                       submit="COCO/image_info_test2014.json"))),
-    "tvqa": video_task("tvqa", "tv_subtitles.jsonl", partial(readers.read_choices, choices=5),
-                       metrics.exact_match, Form(str, ".json", submit.indices(5))),
-    "how2qa": video_task("how2qa", "how2_subtitles.jsonl", partial(readers.read_choices, choices=4),
-                         metrics.exact_match, Form(str, ".json", submit.indices(4))),
-    "tvc": video_task("tvc", "tv_subtitles.jsonl", partial(readers.read_clip_captions, spans=True),
-                      metrics.caption, CLIP_IDS),
-    "yc2c": video_task("yc2c", "yc2_subtitles.jsonl", readers.read_clip_captions, metrics.caption,
-                       CLIP_IDS),
+    # VALUE's test questions contain TVQA's own: where both lie there, VALUE's are read.
+    "tvqa": video_task("tvqa", "tv", partial(readers.read_choices, choices=5), metrics.exact_match,
+                       Form(str, ".json", submit.indices(5), name=submit.value_name),
+                       "tvqa_train tvqa_val tvqa_test_release",
+                       "tvqa_train tvqa_val tvqa_test_public"),
+    "how2qa": video_task("how2qa", "how2", partial(readers.read_choices, choices=4),
+                         metrics.exact_match,
+                         Form(str, ".json", submit.indices(4), name=submit.value_name)),
+    "tvc": video_task("tvc", "tv", partial(readers.read_clip_captions, spans=True),
+                      metrics.clip_caption, CLIP_IDS,
+                      "tvc_train_release tvc_val_release tvc_test_release"),
+    "yc2c": video_task("yc2c", "yc2", readers.read_clip_captions, metrics.clip_caption, CLIP_IDS,
+                       "yc2c_train_release yc2c_val_release yc2c_test_release"),
 }
 
 
@@ -162,8 +172,11 @@ class Unanswered(BadInput):
     """The answers of a test split are not public."""
 
 
-def load_examples(task: str, split: str, folder: str | Path) -> list[Example]:
+def load_examples(task: str, split: str, folder: str | Path,
+                  subtitles: str = "all") -> list[Example]:
     """The examples of one split ("train", "val", "test", "submit"), in the files' order.
+
+    subtitles: of clips, "all" of the video's, as the papers show, or those of the time "span".
 
     "submit" has no targets. Training examples without any scored answer are left out (their number
     is printed); in the other splits they stay, as the metric counts them. BadInput names file,
@@ -173,7 +186,8 @@ def load_examples(task: str, split: str, folder: str | Path) -> list[Example]:
         layout, paths = find_files(task, split, Path(folder))
     if layout.note:
         print(f"{task} {split}: {layout.name} are read; {layout.note}")
-    examples = [Example(task, **found) for found in layout.read(split, paths)]
+    more = {"subtitles": subtitles} if TASKS[task].clips else {}
+    examples = [Example(task, **found) for found in layout.read(split, paths, **more)]
     answered = [ex for ex in examples if ex.targets or ex.references]
     where = " and ".join(map(str, paths))
     if split == "test" and examples and not answered:

@@ -85,7 +85,7 @@ def load_split(config: Config, split: str) -> Examples:
     examples = {}
     for task in task_list(config):
         try:
-            examples[task] = data.load_examples(task, split, config.data)
+            examples[task] = data.load_examples(task, split, config.data, config.subtitles)
         except BadInput as why:
             if split != "submit":
                 raise
@@ -268,20 +268,22 @@ def test(run: Run, examples: Examples, split: str = "test") -> dict:
         answers = predict(run, asked)
         if split != "submit":
             results[task] = TASKS[task].metric(answers, asked)
-        keep_answers(run, task if split == "test" else f"{task}-{split}", answers, asked)
+        keep_answers(run, task, split, answers, asked)
     if results:
         results["average"] = runs.average(results)
     return results
 
 
-def keep_answers(run: Run, name: str, answers: list[str], asked: list[Example]) -> None:
+def keep_answers(run: Run, task: str, split: str, answers: list[str],
+                 asked: list[Example]) -> None:
     """predictions/ and submissions/; where they cannot be written, the scores are not lost."""
-    task, told = asked[0].task, [{"id": ex.id, "answer": a} for ex, a in zip(asked, answers)]
+    told, form = [{"id": ex.id, "answer": a} for ex, a in zip(asked, answers)], TASKS[task].submit
     try:
+        name = submit.plain_name(task, split)
         runs.save_json(run.folder / "predictions" / f"{name}.json", told)
-        if TASKS[task].submit is not None:
-            submit.write(task, TASKS[task].submit, answers, asked,
-                         run.folder / "submissions" / name)
+        if form is not None:
+            path = run.folder / "submissions" / form.name(task, split)
+            submit.write(task, form, answers, asked, path)
     except BadInput as why:                      # a data set of one's own may have other ids
         print(f"no submission file was written: {why}")
     except OSError as why:

@@ -73,9 +73,13 @@ def strip_punctuation(text: str) -> str:
     return PERIOD.sub("", out, count=32)
 
 
+def one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
 def normalize_answer(text: str) -> str:
     """A predicted answer as the VQA metric compares it: "The red one." -> "red 1"."""
-    text = strip_punctuation(text.replace("\n", " ").replace("\t", " ").strip())
+    text = strip_punctuation(one_line(text))
     words = []
     for word in text.lower().split():
         word = DIGITS.get(word, word)
@@ -84,31 +88,47 @@ def normalize_answer(text: str) -> str:
     return " ".join(words)
 
 
-def vqa_accuracy(prediction: str, answers: list[str]) -> float:
-    """Soft accuracy in 0..1 of one prediction against the raw answers of (ten) annotators.
-
-    Each annotator in turn is left out, and the prediction earns min(1, matches among the rest / 3);
-    the result is the mean. Annotators' answers get the punctuation rule only, and only where they
-    disagree: an answer all ten wrote as "Yes." is never matched, as in the official script.
-    """
-    prediction = normalize_answer(prediction)
-    if len(set(answers)) > 1:
-        answers = [strip_punctuation(answer) for answer in answers]
+def left_out(prediction: str, answers: list[str]) -> float:
+    """Each annotator in turn is left out, and the prediction earns min(1, matches among the rest /
+    3); the result is the mean, in 0..1."""
     matches = sum(answer == prediction for answer in answers)
     # Without an annotator who agrees there is one match less: (10,) numbers of matches.
-    left_out = [matches - (answer == prediction) for answer in answers]
-    return sum(min(1.0, rest / 3) for rest in left_out) / len(answers)
+    rests = [matches - (answer == prediction) for answer in answers]
+    return sum(min(1.0, rest / 3) for rest in rests) / len(answers)
+
+
+def vqa_accuracy(prediction: str, answers: list[str]) -> float:
+    """Soft accuracy of one prediction against the raw answers of (ten) annotators.
+
+    The rule of 2016, by which papers report. Annotators' answers get the punctuation rule only, and
+    only where they disagree: an answer all ten wrote as "Yes." is never matched.
+    """
+    if len(set(answers)) > 1:
+        answers = [strip_punctuation(answer) for answer in answers]
+    return left_out(normalize_answer(prediction), answers)
+
+
+def vqa_accuracy_2021(prediction: str, answers: list[str]) -> float:
+    """The official script's rule since 2021-03-11: where the annotators disagree, their answers are
+    folded as predictions are; where they agree, nothing is folded on either side."""
+    if len(set(answers)) > 1:
+        folded = [normalize_answer(answer) for answer in answers]
+        return left_out(normalize_answer(prediction), folded)
+    return left_out(one_line(prediction), [one_line(answer) for answer in answers])
 
 
 def vqa(predictions: list[str], examples: list) -> dict[str, float]:
-    """Soft accuracy from the raw answers; from the labels' soft scores where there are none."""
-    scores = []
+    """Soft accuracy from the raw answers, by the papers' rule and by today's; from the labels' soft
+    scores where there are no raw answers."""
+    scores, today = [], []
     for prediction, example in zip(predictions, examples):
         if example.references:
             scores.append(vqa_accuracy(prediction, example.references))
+            today.append(vqa_accuracy_2021(prediction, example.references))
         else:
             scores.append(example.targets.get(prediction.strip(), 0.0))
-    return {"accuracy": mean(scores)}
+            today.append(scores[-1])
+    return {"accuracy": mean(scores), "accuracy_2021": mean(today)}
 
 
 # ---------------------------------------------------------------------------- exact match and nlvr
@@ -337,19 +357,26 @@ def rouge_l(predictions: list[list[str]], references: list[list[list[str]]]) -> 
     return scores
 
 
-def caption(predictions: list[str], examples: list) -> dict[str, float]:
+def caption(predictions: list[str], examples: list,
+            tokenize: Callable[[str], list[str]] = tokenize_caption) -> dict[str, float]:
     """CIDEr-D, BLEU-1..4 and ROUGE-L of a split; its own references are the idf corpus.
 
     BadInput names an example without references.
     """
-    words = [tokenize_caption(prediction) for prediction in predictions]
+    words = [tokenize(prediction) for prediction in predictions]
     references = []
     for example in examples:
         if not example.references:
             raise BadInput(f"caption {example.id!r} has no reference captions to be scored against")
-        references.append([tokenize_caption(reference) for reference in example.references])
+        references.append([tokenize(reference) for reference in example.references])
     scores = {"cider": mean(cider(words, references))}
     for n, score in enumerate(bleu(words, references), 1):
         scores[f"bleu{n}"] = 100.0 * score
     scores["rouge_l"] = mean(rouge_l(words, references))
     return scores
+
+
+def clip_caption(predictions: list[str], examples: list) -> dict[str, float]:
+    """The same as VALUE scores tvc and yc2c: every character beyond ASCII is a blank."""
+    return caption(predictions, examples,
+                   lambda text: tokenize_caption(re.sub(r"[^\x00-\x7f]", " ", text)))

@@ -326,8 +326,8 @@ def read_coco(split: str, paths: list[Path]) -> Iterator[dict]:
 def read_span(record: dict) -> Span | None:
     """`ts`, "1.5-20" or [1.5, 20], in seconds; None where there is none.
 
-    It is the part of the video that is asked about or described. Only subtitles are cut to it: the
-    frames are those of the whole video, so the span also stands in the text.
+    It is the part of the video that is asked about or described. The frames are those of the whole
+    video, and so are the subtitles (by default), so the span also stands in the text.
     """
     (ts,) = check(record, {"ts?": (str, list)})
     if ts in NO_SPAN:
@@ -367,12 +367,15 @@ def read_subtitles(path: Path, wanted: set[str]) -> dict[str, Subtitles]:
     return found
 
 
-def with_subtitles(clips: list[tuple[Span | None, dict]], path: Path) -> Iterator[dict]:
-    """The fields of examples and, as `context`, what is said while the span of each lasts, if only
-    in part; all that is said where there is no span."""
+def with_subtitles(clips: list[tuple[Span | None, dict]], path: Path,
+                   subtitles: str) -> Iterator[dict]:
+    """The fields of examples and, as `context`, what is said in the whole video, as the papers show
+    it; of subtitles "span", what is said while the span of each lasts, if only in part."""
     spoken = read_subtitles(path, {fields["images"][0] for _, fields in clips})
     for span, fields in clips:
-        first, last = span or (-math.inf, math.inf)
+        first, last = -math.inf, math.inf
+        if subtitles == "span" and span is not None:
+            first, last = span
         (video,) = fields["images"]
         said = [text for start, end, text in spoken.get(video, [])
                 if text and start < last and end > first]
@@ -381,9 +384,10 @@ def with_subtitles(clips: list[tuple[Span | None, dict]], path: Path) -> Iterato
 
 # ------------------------------------------------------------------------------- clips: examples
 
-def read_choices(split: str, paths: list[Path], choices: int = 5) -> Iterator[dict]:
+def read_choices(split: str, paths: list[Path], choices: int = 5,
+                 subtitles: str = "all") -> Iterator[dict]:
     """Questions about clips; the answer is the name of the right choice, "a0" or another."""
-    *annotations, subtitles = paths
+    *annotations, spoken = paths
     names = [f"a{number}" for number in range(choices)]
     fields = {"vid_name": str, "qid": (int, str), "q": str} | dict.fromkeys(names, str)
     clips = []
@@ -395,7 +399,8 @@ def read_choices(split: str, paths: list[Path], choices: int = 5) -> Iterator[di
                 parts = [text.strip()]
                 if span is not None:
                     parts.append(span_text(span))
-                parts += [f"{name}: {answer.strip()} ." for name, answer in zip(names, answers)]
+                # One full stop, as the papers write it, whatever ends the published answer.
+                parts += [f"{name}: {answer.strip('. ')}." for name, answer in zip(names, answers)]
                 hidden = split == "test" and record.get("answer_idx") is None
                 targets = {}
                 if split != "submit" and not hidden:
@@ -404,13 +409,14 @@ def read_choices(split: str, paths: list[Path], choices: int = 5) -> Iterator[di
                     targets = {names[index]: 1.0}
             clips.append((span, dict(id=question, text=" ".join(parts), images=(video,),
                                      targets=targets)))
-    yield from with_subtitles(clips, subtitles)
+    yield from with_subtitles(clips, spoken, subtitles)
 
 
-def read_clip_captions(split: str, paths: list[Path], spans: bool = False) -> Iterator[dict]:
+def read_clip_captions(split: str, paths: list[Path], spans: bool = False,
+                       subtitles: str = "all") -> Iterator[dict]:
     """Clips to describe, with their span as text if `spans`. For training an example a caption;
     else an example a clip with all its captions, from whatever records they come."""
-    *annotations, subtitles = paths
+    *annotations, spoken = paths
     found = defaultdict(list)                         # (name, video, span) -> captions
     for path in annotations:
         for number, record in records(path, lines=True):
@@ -431,4 +437,4 @@ def read_clip_captions(split: str, paths: list[Path], spans: bool = False) -> It
         text = span_text(span) if spans else ""
         for fields in captioned(split, captions, id=name, text=text, images=(video,)):
             clips.append((span, fields))
-    yield from with_subtitles(clips, subtitles)
+    yield from with_subtitles(clips, spoken, subtitles)

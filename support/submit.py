@@ -3,8 +3,8 @@
     path = write("vqa", form, answers, examples, "out/submissions/vqa")      # vqa.json
 
 vqa, gqa, caption: a JSON list of {id, answer}; nlvr: lines "identifier,True"; tvqa, how2qa: a JSON
-object {qid: index}; tvc, yc2c: a JSON object {vid_name, clip_id, descs} a line. Which task takes
-which form stands in data.py's table.
+object {qid: index}; tvc, yc2c: a JSON object {vid_name, clip_id, descs} a line; these four under
+the names that VALUE's scorer reads. Which task takes which form stands in data.py's table.
 
     python -m pytest tests/test_submit.py
 """
@@ -16,11 +16,24 @@ from typing import NamedTuple
 from support.gate import reading, replace_file
 
 
+def plain_name(task: str, split: str) -> str:
+    return task if split == "test" else f"{task}-{split}"
+
+
+def value_name(task: str, split: str) -> str:
+    """Where VALUE's scorer looks: "tvqa/tvqa_val_predictions"; its splits are val and test."""
+    split = "val" if split == "val" else "test"
+    if task == "how2qa" and split == "test":
+        split = "test_public"
+    return f"{task}/{task}_{split}_predictions"
+
+
 class Form(NamedTuple):
     ids: type | tuple[type, ...]             # what the benchmark's ids are
     ending: str
     text: Callable[[dict, list], str]        # (answers by id, examples) -> what the file holds
     allowed: tuple[str, ...] = ()            # the answers that a server takes; (): any text
+    name: Callable[[str, str], str] = plain_name     # (task, split) -> the file's, without ending
 
 
 def json_list(id_field: str, answer_field: str) -> Callable[[dict, list], str]:

@@ -1,4 +1,5 @@
 """Clips as examples: how their text is put together and cut (against `tokenizers`), and batched."""
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -222,8 +223,35 @@ def test_the_table():
     for task in ("tvqa", "how2qa", "tvc", "yc2c"):
         row = data.TASKS[task]
         assert data.batch_size(task, 50) == 50
-        assert row.metric in (metrics.exact_match, metrics.caption)
+        assert row.metric in (metrics.exact_match, metrics.clip_caption)
         assert (row.text_tokens, row.target_tokens, row.loss, row.decode) == (
             600, 20, "examples", "beam")  # fmt: skip
     long = replace(FULL, task="tvc", targets={"x " * 40: 1.0})
     assert data.collate([long], Words(), Clips()).labels.shape == (1, 20)
+
+
+def test_values_own_file_names(tmp_path):
+    """TVQA's own test questions are among VALUE's: where both lie there, VALUE's alone are read."""
+    def put(name, **record):
+        path = tmp_path / "video" / "ann" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"vid_name": "v"} | record) + "\n")
+
+    choices = {f"a{k}": "yes" for k in range(5)} | {"q": "what?", "ts": "NaN-NaN"}
+    for split in ("train", "val"):
+        put(f"tvqa/tvqa_{split}.jsonl", qid=split, answer_idx=1, **choices)
+    put("tv_subtitles.jsonl", sub=[])
+    put("yc2_subtitles.jsonl", sub=[])
+    put("tvqa/tvqa_test_public.jsonl", qid="own", **choices)
+    put("tvc/tvc_test_release.jsonl", clip_id=5, ts=[0, 2.2])
+    put("yc2c/yc2c_test_release.jsonl", clip_id=7)
+
+    def ids(task, split):
+        return [ex.id for ex in data.load_examples(task, split, tmp_path)]
+
+    assert ids("tvqa", "train") == ["train"] and ids("tvqa", "submit") == ["own"]
+    put("tvqa/tvqa_test_release.jsonl", qid="value's", **choices)
+    assert ids("tvqa", "submit") == ["value's"]
+    assert ids("tvc", "submit") == [5] and ids("yc2c", "submit") == [7]
+    with pytest.raises(data.Unanswered):
+        ids("tvqa", "test")

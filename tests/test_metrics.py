@@ -130,7 +130,27 @@ def test_vqa_equals_the_official_script_and_a_written_out_oracle():
 def test_vqa_falls_back_on_labels():
     scored = [example(["dog"] * 10), example(None, {"red": 0.3, "blue": 1.0}), example(None, {})]
     result = metrics.vqa(["dog", "red", "red"], scored)
-    assert result == {"accuracy": pytest.approx(100 * 1.3 / 3)}
+    third = pytest.approx(100 * 1.3 / 3)
+    assert result == {"accuracy": third, "accuracy_2021": third}
+
+
+def test_both_rules_of_vqa():
+    """200 cases computed by the official scripts of 2016 and of 2021."""
+    cases = json.loads((GOLDEN / "vqa_rules.json").read_text())
+    assert len(cases) == 200
+    for case in cases:
+        scores = metrics.vqa([case["prediction"]], [example(case["answers"])])
+        assert scores["accuracy"] == pytest.approx(case["rule_2016"]), case
+        assert scores["accuracy_2021"] == pytest.approx(case["rule_2021"]), case
+
+
+def test_captions_as_value_scores_them():
+    """Every character beyond ASCII is a blank there; COCO's captions keep theirs."""
+    case = json.loads((GOLDEN / "captions_value.json").read_text())
+    examples = [example(references) for references in case["references"].values()]
+    predictions = [case["predictions"][name] for name in case["references"]]
+    assert metrics.clip_caption(predictions, examples) == pytest.approx(case["value"])
+    assert metrics.caption(predictions, examples) == pytest.approx(case["coco"])
 
 
 # --------------------------------------------------------------------------------- gqa and nlvr

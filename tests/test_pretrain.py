@@ -77,7 +77,7 @@ def test_the_commands_work(tmp_path, monkeypatch):
     monkeypatch.setattr(pretrain_lm, "token_loss",
                         lambda *args: losses.append(loss_of(*args)) or losses[-1])
     monkeypatch.setattr(pretrain_lm, "read_well", lambda *_: {})
-    for name, want in {"bart": 41.0565, "t5": 29.0165, "video": 291.992}.items():
+    for name, want in {"bart": 41.0565, "t5": 29.0165, "video": 271.374}.items():
         pretrain_lm.main([name, "--steps", "12", "--batch", "8", "--clips", "40",
                           "--out", str(tmp_path / name)])
         assert losses[-1].sum().item() == pytest.approx(want, rel=1e-3), name

@@ -97,16 +97,18 @@ SAMPLES = {
             {"image_id": 4, "caption": "Cats."}]}}),
     "coco alone": (readers.read_coco, {"image_info_test2014.json": {
         "images": [{"id": 7, "file_name": "COCO_7.jpg"}]}}),
-    "tvqa": (readers.read_choices, {"tvqa.jsonl": Lines([
+    "tvqa": (partial(readers.read_choices, subtitles="span"), {"tvqa.jsonl": Lines([
         QUESTION | CHOICES | {"answer_idx": 4},
         QUESTION | CHOICES | {"vid_name": "v", "qid": "8", "ts": "NaN-NaN", "answer_idx": 0}]),
         "subtitles.jsonl": TV}),
-    "how2qa": (partial(readers.read_choices, choices=4), {"how2qa.jsonl": Lines([
+    "how2qa": (partial(readers.read_choices, choices=4, subtitles="span"), {"how2qa.jsonl": Lines([
         QUESTION | HOW | {"answer_idx": 3, "ts": None},
         QUESTION | HOW | {"vid_name": "silent", "qid": "h2", "answer_idx": 1}]),
         "subtitles.jsonl": TV}),
-    "tvc": (partial(readers.read_clip_captions, spans=True), {"c.jsonl": CLIPS, "s.jsonl": TV}),
-    "yc2c": (readers.read_clip_captions, {"c.jsonl": CLIPS, "s.jsonl": TV}),
+    "tvc": (partial(readers.read_clip_captions, spans=True, subtitles="span"),
+            {"c.jsonl": CLIPS, "s.jsonl": TV}),
+    "yc2c": (partial(readers.read_clip_captions, subtitles="span"),
+             {"c.jsonl": CLIPS, "s.jsonl": TV}),
 }
 
 
@@ -132,7 +134,7 @@ def example(id, text, images, targets, references=None, context=""):
 # fmt: off
 PEOPLE = {3: ["dog"] * 8 + ["a cat", "cat"], 41: ["Two."] * 2 + ["2"] * 8}
 WHAT, REALLY = "COCO_train2014_000000000012", "COCO_train2014_000000000345"
-WAVES = "Who waves? (2.5, 5.2) a0: Ann . a1: Ben . a2: Cy . a3: Di . a4: Ed ."
+WAVES = "Who waves? (2.5, 5.2) a0: Ann. a1: Ben. a2: Cy. a3: Di. a4: Ed."
 VAL_CLIPS = [
     example(88, "(2.5, 5.2)", "friends_1", {"Ann waves.": 1.0, "A woman waves.": 1.0},
             ["Ann waves.", "A woman waves."], "How are you ?"),
@@ -184,9 +186,9 @@ GIVEN = [
         example(7, WAVES, "friends_1", {"a4": 1.0}, None, "How are you ?"),
         example("8", WAVES.replace("(2.5, 5.2) ", ""), "v", {"a0": 1.0}, None, "one two three")]),
     ("how2qa", "val", [
-        example(7, "Who waves? a0: Ann . a1: Ben . a2: Cy . a3: Di .", "friends_1", {"a3": 1.0},
+        example(7, "Who waves? a0: Ann. a1: Ben. a2: Cy. a3: Di.", "friends_1", {"a3": 1.0},
                 None, "Hello there . How are you ? Fine ."),
-        example("h2", WAVES.replace(" a4: Ed .", ""), "silent", {"a1": 1.0})]),
+        example("h2", WAVES.replace(" a4: Ed.", ""), "silent", {"a1": 1.0})]),
     ("tvc", "train", TRAIN_CLIPS),
     ("tvc", "val", VAL_CLIPS),
     ("tvc", "submit", [clip | {"targets": {}, "references": None} for clip in VAL_CLIPS]),
@@ -251,8 +253,20 @@ def test_a_test_split_of_clips_may_keep_its_answers(tmp_path):
 def test_subtitles_are_cut_to_the_span(tmp_path, ts, text, context):
     lines = Lines([QUESTION | CHOICES | {"ts": ts, "answer_idx": 0}])
     paths = write(tmp_path, {"tvqa.jsonl": lines, "subtitles.jsonl": TV})
+    (whole,) = read(readers.read_choices, "val", paths)
+    assert whole["context"] == "Hello there . How are you ? Fine ."      # as the papers show it
+    (found,) = read(partial(readers.read_choices, subtitles="span"), "val", paths)
+    assert found["context"] == context and found["text"].startswith(f"Who waves? {text}a0: Ann.")
+
+
+@pytest.mark.parametrize("published, written", [("Red.", "Red."), ("Blue", "Blue."),
+                                                ("Green. ", "Green."), ("No ..", "No.")])
+def test_a_choice_ends_in_one_full_stop(tmp_path, published, written):
+    """As the papers' code has it, strip(". ") + "."."""
+    paths = write(tmp_path, {"tvqa.jsonl": Lines([QUESTION | CHOICES | {"a1": published}
+                                                  | {"answer_idx": 0}]), "subtitles.jsonl": TV})
     (found,) = read(readers.read_choices, "val", paths)
-    assert found["context"] == context and found["text"].startswith(f"Who waves? {text}a0: Ann .")
+    assert f" a1: {written} a2:" in found["text"]
 
 
 def test_clip_id():

@@ -49,3 +49,11 @@ def test_what_a_server_would_refuse_is_not_written(tmp_path, task, ids, answers,
 def test_one_answer_an_example(tmp_path, ids, answers):
     with pytest.raises(AssertionError, match="one answer an example, and at least one"):
         write("vqa", ids, answers, tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("task, split, name", [
+    ("vqa", "test", "vqa"), ("nlvr", "val", "nlvr-val"),
+    ("tvqa", "val", "tvqa/tvqa_val_predictions"), ("tvc", "test", "tvc/tvc_test_predictions"),
+    ("how2qa", "submit", "how2qa/how2qa_test_public_predictions")])
+def test_names_that_scorers_read(task, split, name):
+    assert TASKS[task].submit.name(task, split) == name

@@ -44,7 +44,7 @@ def small(tmp_path_factory):
         (root / kind).mkdir()
         write = pretrain_lm.write_bpe if kind == "bart" else pretrain_lm.write_unigram
         write(root / kind, counts)
-        c = pretrain_lm.lm_config(kind, len(load_tokenizer(root / kind)))
+        c = pretrain_lm.lm_config(kind, len(load_tokenizer(root / kind)), positions=258)
         c = replace(c, d=32, heads=4, d_kv=8, ffn=32, layers=(1, 1))
         pretrain_lm.save_lm(t5.EncoderDecoder(c).init_weights(), kind, root / kind, {})
     (root / "clip").mkdir()
@@ -551,8 +551,8 @@ def test_clips(small, tmp_path, lm):
                 "tvqa,tvc", "--epochs", "1", "--batch", "4", "--device", "cpu"])
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["tvqa"].keys() == {"accuracy"} and "cider" in results["tvc"]
-    assert {p.name for p in (tmp_path / "out" / "submissions").iterdir()} == {
-        "tvqa.json", "tvc.jsonl"}
+    assert sorted(p.name for p in (tmp_path / "out" / "submissions").rglob("*.json*")) == [
+        "tvc_test_predictions.jsonl", "tvqa_test_predictions.json"]
     assert runs.read_config(str(tmp_path / "out")).lr == 7e-4                 # BART video's recipe
 
 
@@ -709,7 +709,8 @@ def test_a_test_split_without_answers(small, tmp_path, capsys):
     said = json.loads((tmp_path / "out" / "predictions" / "tvqa-val.json").read_text())
     assert [x["id"] for x in said] == [ex.id for ex in data.load_examples("tvqa", "val", tmp_path)]
     train.main(["--test", str(tmp_path / "out"), "--split", "submit"])
-    sent = json.loads((tmp_path / "out" / "submissions" / "tvqa-submit.json").read_text())
+    path = tmp_path / "out" / "submissions" / "tvqa" / "tvqa_test_predictions.json"
+    sent = json.loads(path.read_text())
     assert sent.keys() == {ex.id for ex in data.load_examples("tvqa", "submit", tmp_path)}
 
 

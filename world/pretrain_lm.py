@@ -142,7 +142,8 @@ class Clips:
             self.examples = {}
             for task in moving.TASKS:
                 for split in ("train", "val"):
-                    self.examples[task, split] = data.load_examples(task, split, folder)
+                    # As training on the built-in clips shows them (config.py, subtitles).
+                    self.examples[task, split] = data.load_examples(task, split, folder, "span")
 
     def texts(self) -> list[str]:
         """All that its tasks say."""
@@ -156,7 +157,7 @@ class Clips:
 
 def offered(text: str, choice: str) -> str:
     """What a question says behind the name of a choice."""
-    return re.search(f"{choice}: (.*?) \\.", text)[1]
+    return re.search(f"{choice}: (.*?)\\.", text)[1]
 
 
 class Reader:
@@ -208,7 +209,7 @@ class Reader:
         return data.text_ids(ex, self.tokenizer), bags, self.ids(answer)
 
     def choice(self, rng: Random) -> tuple[list, None, list]:
-        """Which of the choices is it? Text alone: "star a0: cross . a1: star . tvqa:"."""
+        """Which of the choices is it? Text alone: "star a0: cross. a1: star. tvqa:"."""
         task = pick(rng, ("tvqa", "how2qa"))
         ex = pick(rng, self.clips.examples[task, "train"])
         (answer,) = ex.targets
