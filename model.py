@@ -153,7 +153,6 @@ class VLModel(nn.Module):
         row with modules for each task gets one. Returns `counts`.
         """
         assert self.method is None, "a method is installed already: call remove() first"
-        check_tasks(tasks)
         opened = self.to_open(method)
         d, words = self.lm.config.d, self.lm.shared.weight
         places, stacks = {}, {}                      # place -> (module of the site, what is added)
@@ -330,15 +329,6 @@ class VLModel(nn.Module):
         ids = torch.tensor(start, device=mask.device).repeat(len(mask), 1)
         h = self.lm.decode(ids, mask, cache, ctx)                           # B, 1 or 2, D
         return self.lm.logits(h[:, -1])[:, tokens].float().softmax(-1)
-
-
-def check_tasks(tasks: tuple[str, ...]) -> None:
-    """Modules are named by their tasks: each once, and no name that a module has already."""
-    assert isinstance(tasks, tuple) and len(set(tasks)) == len(tasks), \
-        f"tasks are {tasks!r}; they must be a tuple of different names"
-    taken = {"training", *dir(nn.ModuleDict), *dir(nn.ParameterDict)}
-    for task in tasks:
-        assert task.isidentifier() and task not in taken, f"a task cannot be called {task!r}"
 
 
 def collect_generated(stacks: dict, site: str, add: adapters.Add, net: adapters.Generated) -> None:

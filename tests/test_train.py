@@ -648,10 +648,11 @@ def test_no_frames_and_no_subtitles(small, tmp_path):
 def test_pictures_and_clips_together(small, tmp_path):
     """Eight tasks in one run; where widths differ, each has a visual embedding of its own, and the
     run is tested on some of its tasks alone."""
-    every = ("--tasks", ",".join(data.TASKS), "--epochs", "1", "--method", "adapter-multiple")
+    every = ("--tasks", ",".join(scenes.TASKS + moving.TASKS), "--epochs", "1", "--method",
+             "adapter-multiple")
     train.main(arguments(small, tmp_path / "one", *every))
     results = json.loads((tmp_path / "one" / "results.json").read_text())
-    assert data.TASKS.keys() <= results.keys()
+    assert {*scenes.TASKS, *moving.TASKS} <= results.keys()
     assert not any(".more." in n for n in weights.read(tmp_path / "one" / "adapter.safetensors"))
     (tmp_path / "npz").mkdir()
     for name in json.loads((small / "world" / "video" / "stories.json").read_text()):
