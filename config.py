@@ -135,7 +135,7 @@ def shows_clips(config: Config) -> bool:
 def resolve(config: Config) -> Config:
     """Checks a configuration and fills what it leaves open; BadInput names flag and remedy."""
     for f in fields(Config):
-        name = f.name if f.name in WANTS else f"{f.name}?"
+        name = f"{f.name}?" if f"{f.name}?" in WANTS else f.name
         with reading(flag(f.name)):
             check({f.name: getattr(config, f.name)}, {name: WANTS.get(name, str)})
     with reading("--tasks"):

@@ -16,6 +16,7 @@ import math
 import os
 import struct
 import sys
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -35,7 +36,8 @@ except ImportError:
 # What damaged input makes of plain code, and what decoders call it.
 WRONG = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError,
          RecursionError, MemoryError, EOFError, SyntaxError, RuntimeError, struct.error, zlib.error,
-         zipfile.BadZipFile, SafetensorError, Image.DecompressionBombError)
+         zipfile.BadZipFile, SafetensorError, Image.DecompressionBombError,
+         tokenize.TokenError, SystemError)             # both of numpy, at headers of .npy files
 
 
 class BadInput(ValueError):
