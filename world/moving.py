@@ -16,15 +16,15 @@ Who reads only the text does not know what color the star has (the best guess is
 tvqa and 28 % of how2qa); who sees only the frames does not know which shot is meant (43 % of both).
 "the second one" asks for order, and so does motion: "goes away" is "comes closer" backwards.
 
-    python -m world.moving --show 3        print a few clips with what is said and asked
-    python -m world.moving                 write the data set, datasets/world/video (behind
-                                           world.scenes, which writes the folder around it)
+    python -m world.moving --show 3        print the stories of a few clips and their records
+    python -m world.moving                 write the data set, datasets/world/video
     python -m pytest tests/test_moving.py
 """
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -125,7 +125,6 @@ def choices(rng: Random, shots: tuple[Shot, ...], right: str, field: str, count:
     return rng.sample([right, *wrong[:count - 1]], count)
 
 
-# ---- pictures ------------------------------------------------------------------------------------
 def render(shots: tuple[Shot, ...], rng: Random) -> Iterator[Image.Image]:
     """The frames, 96 x 96 RGB. Every object also moves along a 5 x 5 grid (the tiny CLIP reads
     kinds less well between the grid points), which nobody asks about: CLIP's one vector a frame
@@ -142,22 +141,19 @@ def render(shots: tuple[Shot, ...], rng: Random) -> Iterator[Image.Image]:
             yield draw([(kind, color, shade, radius, center, turn)], ground, rng)
 
 
-# ---- on disk -------------------------------------------------------------------------------------
+# ---- records -------------------------------------------------------------------------------------
 def questions(rng: Random, show: Show, vid: str, shots: tuple[Shot, ...], lines: list[Line]
               ) -> Iterator[dict]:
     """Of each line, a question for each of the two or three fields that it does not name."""
-    for number, line in enumerate(lines):
-        for field, ask in ASKS.items():
-            if field == line.key:
-                continue
+    for (number, line), field in product(enumerate(lines), ASKS):
+        if field != line.key:
             right = getattr(shots[line.shot], field)
             answers = choices(rng, shots, right, field, show.choices)
             # The seconds of the shot that is on screen, or also of the one before or behind it.
-            neighbour = number + pick(rng, (-1, 0, 1))
-            first, last = max(0, min(number, neighbour)), max(number, neighbour)
-            last = min(last, len(shots) - 1)
+            neighbour = min(max(0, number + pick(rng, (-1, 0, 1))), len(shots) - 1)
+            first, last = sorted((number, neighbour))
             yield {"vid_name": vid, "qid": f"{show.asked}_{vid}_{number}_{field}",
-                   "q": ask.format(say(show.thing, shots, line)),
+                   "q": ASKS[field].format(say(show.thing, shots, line)),
                    **{f"a{k}": answer for k, answer in enumerate(answers)},
                    "ts": f"{SECONDS * first}-{SECONDS * (last + 1)}",
                    "answer_idx": answers.index(right)}
@@ -170,56 +166,49 @@ def descriptions(rng: Random, show: Show, vid: str, shots: tuple[Shot, ...], lin
         texts = [say(text, shots, line) for text in show.captions]
         if split == "train":
             texts = [pick(rng, texts)]
-        record = {"vid_name": vid, "duration": SECONDS * len(shots),
-                  "ts": [SECONDS * number, SECONDS * (number + 1)]}
-        if split == "test_public":
-            record["clip_id"] = f"{vid}_{number}"
-        record["descs"] = [{"desc": text, "desc_id": f"{vid}_{number}_{i}"}
-                           for i, text in enumerate(texts)]
-        yield record
+        test = {"clip_id": f"{vid}_{number}"} if split == "test_public" else {}
+        yield {"vid_name": vid, "duration": SECONDS * len(shots),
+               "ts": [SECONDS * number, SECONDS * (number + 1)], **test,
+               "descs": [{"desc": text, "desc_id": f"{vid}_{number}_{i}"}
+                         for i, text in enumerate(texts)]}
 
 
 def records(rng: Random, split: str, vid: str, shots: tuple[Shot, ...]
-            ) -> Iterator[tuple[str, Iterable[dict]]]:
-    """(file, its new records) of one clip, for each of the three shows."""
+            ) -> Iterator[tuple[str, dict]]:
+    """(file, a new record of it) of one clip, for each of the three shows."""
     for name, show in SHOWS.items():
         lines = script(rng, show, shots)
         subtitles = [{"text": say(show.line, shots, line), "start": SECONDS * i,
                       "end": SECONDS * (i + 1)} for i, line in enumerate(lines)]
-        yield f"{name}_subtitles", [{"vid_name": vid, "sub": subtitles}]
+        yield f"{name}_subtitles", {"vid_name": vid, "sub": subtitles}
         if show.asked:
-            yield (f"{show.asked}/{show.asked}_{split}_release",
-                   questions(rng, show, vid, shots, lines))
+            for record in questions(rng, show, vid, shots, lines):
+                yield f"{show.asked}/{show.asked}_{split}_release", record
         if show.told:
-            yield (f"{show.told}/{show.told}_{split}_release",
-                   descriptions(rng, show, vid, shots, lines, split))
+            for record in descriptions(rng, show, vid, shots, lines, split):
+                yield f"{show.told}/{show.told}_{split}_release", record
 
 
 def build(folder: Path, clips: int, seed: int, drawn: bool = True, progress: bool = False) -> None:
     """Fills a folder; with the same annotations, but no pictures, unless `drawn`."""
-    files: dict[str, list[dict]] = defaultdict(list)
+    files: dict[str, list[str]] = defaultdict(list)
     stories: dict[str, tuple[Shot, ...]] = {}
-    splits = {"train": clips, "val": clips // 10, "test_public": clips // 5}
-    bar = tqdm(total=sum(splits.values()), unit="", desc="writing the built-in clips",
-               disable=not progress)
     (folder / "clips").mkdir(parents=True)
-    for split, count in splits.items():
+    for split, count in ("train", clips), ("val", clips // 10), ("test_public", clips // 5):
         rng = Random(f"{seed} {split}")
-        for number in range(1, count + 1):
-            vid = f"{split.removesuffix('_public')}_{number:05d}"
+        for number in tqdm(range(count), f"writing {split} clips", disable=not progress):
+            vid = f"{split.removesuffix('_public')}_{number + 1:05d}"
             stories[vid] = shots = random_story(rng, split != "train")
-            for file, found in records(rng, split, vid, shots):
-                files[file] += found
+            for file, record in records(rng, split, vid, shots):
+                files[file].append(json.dumps(record) + "\n")
             if drawn:
                 first, *rest = render(shots, Random(f"{seed} {vid}"))
                 first.save(folder / "clips" / f"{vid}.webp", save_all=True, append_images=rest,
                            duration=1000 * SECONDS // FRAMES, quality=90, method=0)
-            bar.update()
-    bar.close()
-    for name, found in files.items():
+    for name, lines in files.items():
         path = folder / "ann" / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{json.dumps(record)}\n" for record in found), encoding="utf-8")
+        path.write_text("".join(lines), encoding="utf-8")
     (folder / "stories.json").write_text(json.dumps(stories), encoding="utf-8")
 
 
@@ -239,26 +228,16 @@ def write(folder: str | Path = FOLDER, clips: int = 1200, seed: int = 0, progres
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m world.moving", description="The built-in clips.")
     parser.add_argument("--out", default=FOLDER, help=f"data folder to write them to ({FOLDER})")
-    parser.add_argument("--clips", type=int, default=1200, help="training clips")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, metavar="N", help="print N clips, write nothing")
-    args = parser.parse_args(argv)
+    args, rng = parser.parse_args(argv), Random(0)
     if not args.show:
-        print(write(args.out, args.clips, args.seed), "is there")
+        print(write(args.out), "is there")
         return
-    rng = Random(args.seed)
     for _ in range(args.show):
         shots = random_story(rng, True)
         print(" | ".join(map(" ".join, shots)))
-        for file, found in records(rng, "train", "clip", shots):
-            for record in found:
-                if "sub" in record:
-                    print(f"  {file}: " + " ".join(said["text"] for said in record["sub"]))
-                elif "q" in record:
-                    right = record[f"a{record['answer_idx']}"]
-                    print(f"    {record['ts']:>5} s  {record['q']} -> {right}")
-                else:
-                    print(f"  {record['descs'][0]['desc']}")
+        for file, record in records(rng, "train", "clip", shots):
+            print(f"  {file}: {json.dumps(record)}")
 
 
 if __name__ == "__main__":

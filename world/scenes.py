@@ -1,8 +1,7 @@
 """What is the built-in data set?
 
 A small world of drawn shapes (world/shapes.py) and questions about it (`example`), in four tasks
-shaped like VQA v2, GQA, NLVR2 and COCO captions. `write` puts it all on disk in exactly the
-published formats.
+shaped like VQA v2, GQA, NLVR2 and COCO captions; `write` puts it on disk as these are published.
 
 Two rules give its scores a meaning:
 
@@ -19,7 +18,6 @@ Two rules give its scores a meaning:
 """
 import argparse
 import json
-import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -31,7 +29,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from support.gate import program, read_json, reading
+from support.gate import lock, program, read_json, reading
 from world.shapes import (COLOR, FIELDS, HELD_OUT, KIND, NEAR, NUMBERS, PLACE, RELATIONS, SIZE,
                           Noun, Scene, captions, describe, find, find_one, holds, pick, plural, put,
                           random_scene, related, render, say)
@@ -40,6 +38,8 @@ FOLDER = Path("datasets/world")
 VERSION = 2                                   # raise it when the written bytes change
 TASKS = ("vqa", "gqa", "nlvr", "caption")
 LETTERS = "kcsp"                              # a form of nouns is some of these: "kc" is "red star"
+YES_NO = (True, False)
+SPOKEN = {"vqa": ("no", "yes"), "gqa": ("no", "yes"), "nlvr": ("false", "true")}
 
 
 # ---- questions: functions of words, never of pixels ----------------------------------------------
@@ -47,9 +47,9 @@ class Question(NamedTuple):
     """`answer` takes a scene (nlvr: two); None: the question does not apply. `plant` takes a
     wanted answer and gives, for each scene, nouns that make it likely."""
     text: str
-    wants: tuple[str, ...]                    # the answers it may get; repeats weigh more
-    answer: Callable[..., str | None]
-    plant: Callable[[str], list[list[Noun]]]
+    wants: tuple                              # words or YES_NO: its answers; repeats weigh more
+    answer: Callable
+    plant: Callable
 
 
 def draw_noun(rng: Random, held_out: bool, forms: tuple[str, ...]) -> Noun:
@@ -111,9 +111,9 @@ def ask_field(field, forms, rng, held_out, hop=False, choose=False) -> Question:
 def ask_count(rng, held_out) -> Question:
     noun = draw_noun(rng, held_out, ("k", "c", "k", "c", ""))
     text = pick(rng, ("how many {} are there?", "what number of {} can be seen?"))
-    wants = ("1", "1", "1", "2", "2", "2", "3", "3", "4", "5")
-    if any(noun):                             # of "things" there is always one
-        wants = ("0", *wants)
+    wants = tuple("01112223345")
+    if not any(noun):                         # of "things" there is always one
+        wants = wants[1:]
     return Question(text.format(plural(noun)), wants, lambda scene: str(len(find(scene, noun))),
                     lambda want: [[noun] * int(want)])
 
@@ -121,47 +121,42 @@ def ask_count(rng, held_out) -> Question:
 def ask_relation(rng, held_out) -> Question:
     first, second = draw_two(rng, held_out, ("k", "c", "kc"))
     relation, words = draw_relation(rng)
-    text = f"is the {say(first)} {words} the {say(second)}?"
 
     def answer(scene):
         one, other = find_one(scene, first), find_one(scene, second)
-        if one and other and holds(one, relation, other):
-            return "yes"
-        if one and other and holds(other, relation, one):
-            return "no"
-    return Question(text, ("yes", "no"), answer, lambda want: [[first, second]])
+        if one and other and (holds(one, relation, other) or holds(other, relation, one)):
+            return holds(one, relation, other)
+    return Question(f"is the {say(first)} {words} the {say(second)}?", YES_NO, answer,
+                    lambda want: [[first, second]])
 
 
 def ask_exist_relation(rng, held_out) -> Question:
     forms = ("k", "c", "kc")
     target, anchor = draw_noun(rng, held_out, forms), draw_noun(rng, held_out, forms)
     relation, words = draw_relation(rng)
-    text = f"is there a {say(target)} {words} the {say(anchor)}?"
 
     def answer(scene):
         found = related(scene, target, relation, anchor)
-        if found is not None:
-            return "yes" if found else "no"
+        return None if found is None else found != []
 
     def plant(want):                          # most often "no" means: there, but on another side
-        there = want == "yes" or rng.random() < 0.7
+        there = want or rng.random() < 0.7
         return [[anchor, target]] if there else [[anchor]]
-    return Question(text, ("yes", "no"), answer, plant)
+    return Question(f"is there a {say(target)} {words} the {say(anchor)}?", YES_NO, answer, plant)
 
 
 def ask_same(field, form, word, rng, held_out) -> Question:
     first, second = draw_two(rng, held_out, (form,))
-    text = f"are the {say(first)} and the {say(second)} the same {word}?"
 
     def answer(scene):
         one, other = find_one(scene, first), find_one(scene, second)
-        if one and other:
-            return "yes" if one[field] == other[field] else "no"
+        return one[field] == other[field] if one and other else None
 
     def plant(want):
-        shared = pick(rng, FIELDS[field]) if want == "yes" else None
+        shared = pick(rng, FIELDS[field]) if want else None
         return [[put(first, field, shared), put(second, field, shared)]]
-    return Question(text, ("yes", "no"), answer, plant)
+    return Question(f"are the {say(first)} and the {say(second)} the same {word}?", YES_NO, answer,
+                    plant)
 
 
 def ask_counts(rows, forms, pictures, top, rng, held_out) -> Question:
@@ -171,16 +166,15 @@ def ask_counts(rows, forms, pictures, top, rng, held_out) -> Question:
     a, b = draw_two(rng, held_out, forms)
     n = 1 + int(rng.random() * 3)
     spots = ((a, 0), (b, 0)) if pictures == 1 else ((a, 0), (a, 1))        # (noun, picture)
-    yes, no = wants = ("yes", "no") if pictures == 1 else ("true", "false")
 
     def answer(*scenes):
         x, y = (len(find(scenes[i], noun)) for noun, i in spots)
-        return yes if test(x, y, n) else no
+        return test(x, y, n)
 
     def plant(want):
         while True:
             x, y = int(rng.random() * (top + 1)), int(rng.random() * (top + 1))
-            if test(x, y, n) == (want == yes):
+            if test(x, y, n) == want:
                 break
         nouns = [[] for _ in range(pictures)]
         for (noun, i), count in zip(spots, (x, y)):
@@ -190,8 +184,8 @@ def ask_counts(rows, forms, pictures, top, rng, held_out) -> Question:
                 nouns[i].append(put(noun, pick(rng, said), None))
         return nouns
     number = f"{NUMBERS[n]} {say(a) if n == 1 else plural(a)}"
-    return Question(text.format(a=say(a), b=say(b), A=plural(a), B=plural(b), n=number),
-                    wants, answer, plant)
+    return Question(text.format(a=say(a), b=say(b), A=plural(a), B=plural(b), n=number), YES_NO,
+                    answer, plant)
 
 
 EXIST = [(text, lambda x, y, n: x > 0) for text in
@@ -253,13 +247,15 @@ class Item(NamedTuple):
     type: str                                 # a key of TYPES[task], or "caption"
 
 
-def find_scenes(question: Question, want: str, draw_scene: Callable, tries: int):
-    """Scenes that give the question the wanted answer; None if `tries` draws do not find them.
+def find_item(task: str, name: str, question: Question, want, draw_scene: Callable, tries: int
+              ) -> Item | None:
+    """Scenes that give the question the wanted answer, unless `tries` draws do not find them.
     draw_scene: nouns -> a scene that holds them, or None."""
     for _ in range(tries):
         scenes = tuple(map(draw_scene, question.plant(want)))
         if None not in scenes and question.answer(*scenes) == want:
-            return scenes
+            answer = want if isinstance(want, str) else SPOKEN[task][want]
+            return Item(scenes, question.text, answer, name)
 
 
 def example(task: str, rng: Random, held_out: bool, most: int = 5) -> Item:
@@ -273,10 +269,9 @@ def example(task: str, rng: Random, held_out: bool, most: int = 5) -> Item:
     while True:
         name, ask = pick(rng, types)
         question = ask(rng=rng, held_out=held_out)
-        want = pick(rng, question.wants)
-        scenes = find_scenes(question, want, draw_scene, 60)
-        if scenes:
-            return Item(scenes, question.text, want, name)
+        item = find_item(task, name, question, pick(rng, question.wants), draw_scene, 60)
+        if item:
+            return item
 
 
 class Pool:
@@ -306,7 +301,7 @@ class Pool:
         return pick(self.rng, fitting) if fitting else None
 
 
-def ask_all(task: str, rng: Random, held_out: bool, pool: Pool, count: int, bar) -> list[Item]:
+def ask_all(task: str, rng: Random, held_out: bool, pool: Pool, count: int) -> list[Item]:
     """At least `count` items on the pool's scenes. A text comes twice (nlvr: four times) in a row,
     for all answers that it gets: half of a statement's pairs are true. Else it is dropped."""
     items, types = [], []
@@ -317,12 +312,10 @@ def ask_all(task: str, rng: Random, held_out: bool, pool: Pool, count: int, bar)
         name, ask = types[len(items) // size % len(types)]
         question = ask(rng=rng, held_out=held_out)
         wants = rng.sample(question.wants * (size // 2), size)
-        if len(set(wants)) < 2:
-            continue
-        found = [find_scenes(question, want, pool.draw, tries) for want in wants]
-        if None not in found:
-            items += [Item(scenes, question.text, want, name) for scenes, want in zip(found, wants)]
-            bar.update(size)
+        if len(set(wants)) > 1:
+            found = [find_item(task, name, question, want, pool.draw, tries) for want in wants]
+            if None not in found:
+                items += found
     return items
 
 
@@ -352,8 +345,7 @@ def annotate(records: list[dict], rng: Random) -> list[dict]:
 
 
 def nlvr_records(items: list[Item], names: dict[Scene, str], split: str) -> list[dict]:
-    """Identifiers as NLVR2's own, split-set-pair-sentence: a statement's four pairs differ in
-    `pair`."""
+    """Their names are split-set-pair-sentence: the four pairs of a statement differ in `pair`."""
     return [{"identifier": f"{split}-{i // 4}-{i % 4}-0", "uid": f"nlvr2_{split}_{i}",
              "img0": names[item.scenes[0]], "img1": names[item.scenes[1]], "sent": item.text,
              "label": int(item.answer == "true"), "question_type": item.type}
@@ -372,18 +364,16 @@ def coco_image(scene: Scene, rng: Random, name: str, split: str) -> dict:
 def build(folder: Path, pictures: int, items: int, seed: int, progress: bool) -> None:
     """Fill an empty folder. As published, gqa trains on train + valid and is tested on testdev, so
     valid is a part of the training questions; submit (on the val pictures) has no answers."""
-    splits = (("test", "test", "test1", "testdev", pictures // 10, items // 15),
-              ("val", "valid", "dev", "submit", pictures // 20, items // 40),
-              ("train", "train", "train", "train", pictures, items))
     names: dict[Scene, str] = {}
     files, official, coco = {}, [], []
-    bar = tqdm(total=sum(3 * asked + count for *_, count, asked in splits), unit="",
-               desc="writing the built-in data set", disable=not progress)
     (folder / "images").mkdir()
-    for split, nlvr_file, nlvr_name, gqa_file, count, asked in splits:
+    for split, nlvr_file, nlvr_name, gqa_file, count, asked in (
+            ("test", "test", "test1", "testdev", pictures // 10, items // 15),
+            ("val", "valid", "dev", "submit", pictures // 20, items // 40),
+            ("train", "train", "train", "train", pictures, items)):
         rng, held_out = Random(f"{seed} {split}"), split != "train"
         pool = Pool(rng, held_out, count, f"COCO_{'val' if held_out else 'train'}2014", names)
-        vqa, gqa, nlvr = (ask_all(task, rng, held_out, pool, asked, bar) for task in TYPES)
+        vqa, gqa, nlvr = (ask_all(task, rng, held_out, pool, asked) for task in TYPES)
         first = 1000 * len(names)             # question ids differ between splits
         files[f"vqa/karpathy_{split}"] = question_records(vqa, names, first)
         annotations = annotate(files[f"vqa/karpathy_{split}"], rng)
@@ -391,11 +381,9 @@ def build(folder: Path, pictures: int, items: int, seed: int, progress: bool) ->
         files[f"nlvr/{nlvr_file}"] = nlvr_records(nlvr, names, nlvr_name)
         if held_out:
             official += annotations
-        for scene in pool.scenes:
+        for scene in tqdm(pool.scenes, f"writing {split} pictures", disable=not progress):
             coco.append(coco_image(scene, rng, names[scene], split))
             render(scene, rng).save(folder / "images" / f"{names[scene]}.jpg", quality=90)
-            bar.update()
-    bar.close()
     for record in files["GQA/submit"]:
         record["label"] = {}
     cut = items // 10
@@ -426,13 +414,15 @@ def write(folder: str | Path = FOLDER, pictures: int = 6000, items: int = 12000,
 def complete(folder: Path, settings: dict, fill: Callable[[Path], None]) -> Path:
     """A folder that `fill` writes, once: it appears whole or not at all, with its settings in
     world.json. BadInput if it holds anything else."""
-    if is_empty(folder):
+    done = folder / "world.json"
+    with reading(folder):
+        assert not folder.is_dir() or not any(folder.iterdir()) or done.is_file(), \
+            "it holds files but no world.json: name an empty folder"
+    if not done.is_file():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
-            if os.name == "posix":            # of several processes one writes, the others wait
-                import fcntl
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            if is_empty(folder):
+        with open(folder.with_name(f".{folder.name}.lock"), "w") as file:
+            lock(file, wait=True)             # of several processes one writes, the others wait
+            if not done.is_file():
                 unfinished = folder.with_name(f"{folder.name}.unfinished")
                 shutil.rmtree(unfinished, ignore_errors=True)    # of a process that was killed
                 unfinished.mkdir()
@@ -440,31 +430,20 @@ def complete(folder: Path, settings: dict, fill: Callable[[Path], None]) -> Path
                 (unfinished / "world.json").write_text(json.dumps(settings), encoding="utf-8")
                 unfinished.replace(folder)
     with reading(folder):
-        found = folder / "world.json"
-        assert found.is_file(), "it holds files but no world.json: name an empty folder"
-        assert read_json(found) == settings, (
-            f"it was written with {found.read_text()}, not with {json.dumps(settings)}: delete it "
-            "or name another folder")
+        assert read_json(done) == settings, (f"it was written with {done.read_text()}, not with "
+                                             f"{json.dumps(settings)}: delete it or name another")
     return folder
-
-
-def is_empty(folder: Path) -> bool:
-    return not folder.is_dir() or not any(folder.iterdir())
 
 
 @program
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m world.scenes", description="The built-in data set.")
     parser.add_argument("--out", default=FOLDER, help=f"folder to write it to ({FOLDER})")
-    parser.add_argument("--pictures", type=int, default=6000, help="training pictures")
-    parser.add_argument("--items", type=int, default=12000, help="training examples a task")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", type=int, metavar="N", help="print N items a task, write nothing")
-    args = parser.parse_args(argv)
+    args, rng = parser.parse_args(argv), Random(0)
     if not args.show:
-        print(write(args.out, args.pictures, args.items, args.seed), "is there")
+        print(write(args.out), "is there")
         return
-    rng = Random(args.seed)
     for task in TASKS:
         for _ in range(args.show):
             item = example(task, rng, True)
