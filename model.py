@@ -24,6 +24,8 @@ from torch import Tensor, nn
 import adapters
 import t5
 from adapters import Context, Method, Site
+from answers import AnswerHead
+from support.decoding import beam_search, greedy
 
 TASKS = ("vqa", "gqa", "nlvr", "caption")            # of the papers' tables
 NORMS = (nn.LayerNorm, nn.RMSNorm)
@@ -33,12 +35,17 @@ NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 def vocabulary(c: t5.Config) -> int:
     """Words with the 200 added ones, <extra_id_99..0> and <vis_extra_id_99..0>: 50265 -> 50465
-    on BART. T5 has the first hundred already and published tables 28 spare rows: 32128 -> 32200."""
+    on BART. T5 has the first hundred already and published tables 28 spare rows: 32128 -> 32200.
+    With tables of a grid nothing is added: cells need no names."""
+    if c.grid[0]:
+        return c.vocab
     return 32200 if c.is_t5 and c.vocab == 32128 else c.vocab + 200
 
 
 class VisualEmbedding(nn.Module):
     """v = Norm_f(W_f f + b_f) + Norm_p(W_p [x1, x2, y1, y2, area] + b_p) + E_img + E_word[V-1-j]
+
+    Of CLIP-ViL, which has tables of the grid's rows and columns: v = Norm_f(W_f (f + X + Y) + b_f).
 
     Trained in every method. E_word, the order table, is the language model's own (frozen) word
     embedding: token j of a picture is called <vis_extra_id_j>, which has id V - 1 - j. Features of
@@ -50,6 +57,9 @@ class VisualEmbedding(nn.Module):
         self.more = nn.ModuleDict({str(other): VisualEmbedding(other, c) for other in more})
         std = None if c.is_t5 else 0.02              # of a new Linear; None: PyTorch's default
         self.feat, self.feat_norm = adapters.Dense(width, c.d, std), t5.make_norm(c)
+        self.box = None
+        if c.grid[0]:
+            return
         self.box, self.box_norm = adapters.Dense(5, c.d, std), t5.make_norm(c)
         self.image = nn.Embedding(2, c.d)            # E_img: the first or the second picture
         nn.init.normal_(self.image.weight, std=1.0 if c.is_t5 else 0.02)
@@ -62,6 +72,8 @@ class VisualEmbedding(nn.Module):
         if width in self.more:
             return self.more[width](feats, boxes, image_ids, order_ids, words)
         feats, boxes = feats.to(words.dtype), boxes.to(words.dtype)        # a bf16 model, too
+        if self.box is None:
+            return self.feat_norm(self.feat(feats))
         x1, x2, y1, y2 = boxes.unbind(-1)                                  # B, N each
         area = (y2 - y1) * (x2 - x1)
         box = torch.cat([boxes, area[..., None]], -1)                      # B, N, 5
@@ -105,15 +117,17 @@ class VLModel(nn.Module):
 
     lm: with its vocabulary resized to `vocabulary(lm.config)`. width: of the visual features; or
     several, where tasks differ in it. clip: the image tower, where batches hold pixels instead.
+    answers: task -> AnswerHead, where answers are chosen.
     """
 
     def __init__(self, lm: t5.EncoderDecoder, width: int | Iterable[int],
-                 clip: nn.Module | None = None):
+                 clip: nn.Module | None = None, answers: dict[str, AnswerHead] | None = None):
         super().__init__()
         self.lm, self.clip = lm, clip
         widths = [width] if isinstance(width, int) else width
         first, *more = dict.fromkeys(widths)                               # each once, in order
         self.visual = VisualEmbedding(first, lm.config, tuple(more)).to(lm.shared.weight.dtype)
+        self.answers = nn.ModuleDict(answers or {}).to(lm.shared.weight.dtype)
         self.forget()
 
     def forget(self) -> None:
@@ -132,6 +146,8 @@ class VLModel(nn.Module):
             yield "lm.encoder", self.lm.encoder
             return
         stack, *path = name.split(".")
+        if stack == "decoder" and self.lm.decoder is None:
+            return                                   # answers are chosen: a row's encoder half
         if len(path) > 1:
             path.insert(1, "f")                      # a Linear lies in the sub-layer's function f
         blocks = self.lm.get_submodule(stack).blocks if stack in ("encoder", "decoder") else [None]
@@ -148,9 +164,9 @@ class VLModel(nn.Module):
     def install(self, method: Method, tasks: tuple[str, ...] = ()) -> list[tuple[str, int, int]]:
         """Puts a row's modules at their sites and opens what it opens; everything else is frozen.
 
-        Trainable is decided by ownership: the visual embedding, the installed modules, and what
-        `method.open` names (it keeps a copy of those, for remove). tasks: the names for which a
-        row with modules for each task gets one. Returns `counts`.
+        Trainable is decided by ownership: the visual embedding, answer heads, the installed
+        modules, and what `method.open` names (it keeps a copy of those, for remove). tasks: the
+        names for which a row with modules for each task gets one. Returns `counts`.
         """
         assert self.method is None, "a method is installed already: call remove() first"
         opened = self.to_open(method)
@@ -167,6 +183,7 @@ class VLModel(nn.Module):
                     if isinstance(getattr(tune, "net", None), adapters.Generated):
                         collect_generated(stacks, site, add, tune.net)
             hyper = adapters.Hypernetwork(tasks, stacks).to(words.dtype) if stacks else None
+        assert places or not method.at, "all its sites are in the decoder, and there is none"
         # Nothing has failed: only now is the model changed.
         self.method, self.tasks, self.hyper = method, tasks, hyper
         for place, (module, tune) in places.items():
@@ -174,7 +191,7 @@ class VLModel(nn.Module):
         self.per_task = hyper is not None or any(
             isinstance(module, adapters.PerTask) for module in self.modules())
         self.requires_grad_(False)
-        for p in (*self.visual.parameters(), *self.added()):
+        for p in (*self.visual.parameters(), *self.answers.parameters(), *self.added()):
             p.requires_grad_(True)
         for name, p in self.named_parameters():
             if id(p) in opened:
@@ -216,6 +233,8 @@ class VLModel(nn.Module):
         added = {id(p) for p in self.added()}
         parts = {"language model": [p for p in self.lm.parameters() if id(p) not in added],
                  "visual embedding": list(self.visual.parameters()), "method": self.added()}
+        if self.answers:
+            parts["answer heads"] = list(self.answers.parameters())
         if self.method and "clip" in self.method.open:       # the papers do not count a frozen one
             parts["CLIP"] = clip_grid(self)
         parts["all"] = sum(parts.values(), [])
@@ -256,26 +275,41 @@ class VLModel(nn.Module):
         feats[batch.seen] = tokens.flatten(0, 1)
         return feats
 
-    def encode(self, batch) -> tuple[Tensor, Tensor, list, Context]:
-        """A batch of data.py -> encoder states (B, S, D), their mask (B, S), and what the decoder
+    def encode(self, batch) -> tuple[Tensor, Tensor, list | None, Context]:
+        """A batch of data.py -> encoder states (B, S, D), their mask (B, S), and what a decoder
         needs: a fresh cache and its context (without the encoder's mask: its tokens are others)."""
         feats = batch.feats if self.clip is None else self.look(batch)      # B, N, F
+        if self.lm.grid is not None:
+            feats = feats + self.lm.grid(batch.boxes)
         visual = self.visual(feats, batch.boxes, batch.image_ids, batch.order_ids,
                              self.lm.shared.weight)                         # B, N, D
         ctx = self.context(batch.tasks, visual.device)
         memory, mask = self.lm.encode(batch.input_ids, visual, batch.seen, ctx)
-        cache = self.lm.start_cache(memory, replace(ctx, mask=mask))
+        cache = None
+        if self.lm.decoder is not None:
+            cache = self.lm.start_cache(memory, replace(ctx, mask=mask))
         return memory, mask, cache, ctx
 
+    def head(self, batch) -> AnswerHead:
+        """The answer head of a batch, which belongs to one task."""
+        (task,) = set(batch.tasks)
+        return self.answers[task]
+
     def forward(self, batch) -> Tensor:
-        """Logits (B, T, V) of the batch's labels, teacher forced."""
-        _, mask, cache, ctx = self.encode(batch)
+        """Logits (B, T, V) of the batch's labels, teacher forced; of answer heads, (B, A)."""
+        memory, mask, cache, ctx = self.encode(batch)
+        if self.answers:
+            prompt = memory.size(1) - batch.input_ids.size(1) - batch.order_ids.size(1)
+            state = self.lm.gather(memory, prompt)       # of the text's first token: B, D
+            return ctx.by_task(lambda task, own, _: self.answers[task](own), state)
         ids = self.lm.shift_right(batch.labels)                             # B, T
         return self.lm.logits(self.lm.decode(ids, mask, cache, ctx))
 
     def loss(self, batch) -> Tensor:
         """The training loss: the cross-entropy of every target token, times the example's weight
-        (data.loss_weights)."""
+        (data.loss_weights); or the answer head's, from the soft scores of its answers."""
+        if self.answers:
+            return self.head(batch).loss(self(batch), batch.answers)
         return (token_loss(self(batch), batch.labels) * batch.weights[:, None]).sum()
 
     # ------------------------------------------------------------------------------- answers
@@ -345,109 +379,3 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of each target token (B, T), 0 where the label is -100."""
     loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="none")
     return loss.view_as(labels)
-
-
-# --------------------------------------------------------------------------------- decoding
-# The rules of the generation code that the papers used (transformers 4.2.1); they reproduce every
-# sequence of the golden files.
-
-def ban_repeats(scores: Tensor, ids: Tensor, n: int) -> Tensor:
-    """-inf for every token that would complete an n-gram which ids (rows, t) already hold."""
-    t = ids.size(1)
-    if n == 0 or t < n:
-        return scores
-    grams = ids.unfold(1, n, 1)                                             # rows, t - n + 1, n
-    again = (grams[..., :-1] == ids[:, None, t - n + 1:]).all(-1)           # rows, t - n + 1
-    row, place = again.nonzero(as_tuple=True)
-    banned = grams[row, place, -1]
-    return scores.index_put((row, banned), scores.new_tensor(float("-inf")))
-
-
-def force(logp: Tensor, token: int) -> Tensor:
-    """Leaves one token alone, with log p = 0; every other one gets -inf."""
-    forced = torch.full_like(logp, float("-inf"))
-    forced[:, token] = 0
-    return forced
-
-
-def greedy(step: Callable, ids: Tensor, c: t5.Config, max_length: int, n: int) -> Tensor:
-    """Arg-max decoding; behind EOS comes padding. step(ids) -> scores (B, V)."""
-    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    while ids.size(1) < max_length and not done.all():
-        scores = ban_repeats(step(ids), ids, n)                             # B, V
-        if ids.size(1) == 1 and c.forced_bos is not None:
-            scores = force(scores, c.forced_bos)
-        token = scores.argmax(-1)                                           # B
-        token = token.masked_fill(done, c.pad)
-        ids = torch.cat([ids, token[:, None]], 1)
-        done |= token == c.eos
-    return ids
-
-
-class Hypotheses:
-    """The K best finished texts of each of B items, kept on the device.
-
-    A hypothesis holds no EOS and scores sum(log p) / length, where length counts the start token.
-    """
-
-    def __init__(self, B: int, K: int, max_length: int, pad: int, device: torch.device):
-        self.K, self.max_length, self.pad = K, max_length, pad
-        self.score = torch.full((B, K), float("-inf"), device=device)
-        self.text = torch.full((B, K, max_length), pad, device=device)
-        self.length = torch.zeros(B, K, dtype=torch.long, device=device)
-        self.count = torch.zeros(B, dtype=torch.long, device=device)
-
-    def add(self, logp: Tensor, ids: Tensor, allowed: Tensor) -> None:
-        """Candidates: sum(log p) (B, K), their tokens (B, K, t), which of them count (B, K)."""
-        t = ids.size(-1)
-        score = torch.where(allowed, logp / t, float("-inf"))
-        text = F.pad(ids, (0, self.max_length - t), value=self.pad)         # B, K, max_length
-        length = torch.full_like(self.length, t)
-        self.score, best = torch.cat([self.score, score], 1).topk(self.K)
-        rows = best[..., None].expand(-1, -1, self.max_length)
-        self.text = torch.cat([self.text, text], 1).gather(1, rows)
-        self.length = torch.cat([self.length, length], 1).gather(1, best)
-        self.count = (self.count + allowed.sum(1)).clamp(max=self.K)
-
-
-def beam_search(step: Callable, start: Tensor, c: t5.Config, max_length: int, n: int, K: int,
-                early_stopping: bool) -> tuple[Tensor, Tensor]:
-    """K beams, all on the device. step(ids, keep) -> scores (B * K, V) of the next token.
-
-    Returns token ids (B, K, max_length), best first, and their sum(log p) (B, K)."""
-    B, device = len(start), start.device
-    first_row = torch.arange(B, device=device)[:, None] * K                 # B, 1
-    ids, keep = start.repeat_interleave(K, 0), None                         # B * K, t
-    score = torch.full((B, K), -1e9, device=device)
-    score[:, 0] = 0                            # all beams start alike: only the first one counts
-    finished = Hypotheses(B, K, max_length, c.pad, device)
-    done = torch.zeros(B, dtype=torch.bool, device=device)
-
-    while ids.size(1) < max_length and not done.all():
-        t = ids.size(1)
-        logp = ban_repeats(step(ids, keep).log_softmax(-1), ids, n)         # B * K, V
-        if c.forced_bos is not None and t == 1:
-            logp = force(logp, c.forced_bos)
-        if c.force_eos and t == max_length - 1:
-            logp = force(logp, c.eos)
-        V = logp.size(-1)
-        total = (score.view(-1, 1) + logp).view(B, K * V)
-        best, i = total.topk(2 * K)                                         # B, 2K, best first
-        row, token = first_row + i // V, i % V
-        ends = token == c.eos
-        # An end among the first K candidates is a hypothesis, a later one is forgotten.
-        finished.add(best[:, :K], ids[row[:, :K]], ends[:, :K] & ~done[:, None])
-        worst = finished.score.min(1).values
-        enough = (finished.count == K) & (early_stopping | (worst >= best[:, 0] / t))
-        # The K best candidates that go on: a stable sort moves the ended ones behind.
-        live = ends.long().sort(dim=1, stable=True).indices[:, :K]          # B, K
-        score, keep = best.gather(1, live), row.gather(1, live).flatten()
-        ids = torch.cat([ids[keep], token.gather(1, live).view(-1, 1)], 1)
-        done |= enough
-
-    live_rows = ids.view(B, K, -1)             # items that are not done add their live beams
-    finished.add(score, live_rows, (~done)[:, None].expand(-1, K))
-    logp = finished.score * finished.length
-    # The end of a hypothesis goes back in where there is room.
-    end = torch.arange(max_length, device=device) == finished.length[..., None]
-    return finished.text.masked_fill(end, c.eos), logp

@@ -1,9 +1,10 @@
 """How do T5 and BART turn tokens into tokens?
 
-One encoder-decoder in two dialects: T5 (Raffel et al. 2020, arXiv 1910.10683) and BART (Lewis et
-al. 2020, arXiv 1910.13461). What differs between them, each a field of `Config`:
+One encoder-decoder in three dialects: T5 (Raffel et al. 2020, arXiv 1910.10683), BART (Lewis et al.
+2020, arXiv 1910.13461), and BERT (Devlin et al. 2019, arXiv 1810.04805), which is BART's encoder
+alone. What differs between them, each a field of `Config`:
 
-                      BART                              T5
+                      BART, BERT                        T5
     norm              LayerNorm, after the residual     RMSNorm, before the sub-layer, 1 at the end
     positions         learned, added to the words       relative, a bias on the attention scores
     embedding         LayerNorm over word + position    nothing
@@ -12,6 +13,10 @@ al. 2020, arXiv 1910.13461). What differs between them, each a field of `Config`
     feed-forward      GELU                              ReLU; v1.1 and Flan: gated GELU (tanh)
     head              tied, plus a bias buffer          tied, scaled by d^-0.5; v1.1 and Flan: own
     decoder starts    with </s>                         with <pad>
+
+    BERT besides: a segment table, no dropout behind the activation, a Linear on the state of [CLS]
+    (the pooler); in CLIP-ViL (arXiv 2107.06383) tables of a picture's rows and columns. Without a
+    decoder an answer is chosen (answers.py), not written.
 
 A *site* is a place where a tuning method may act: behind every sub-layer, behind every Linear of an
 attention or a feed-forward, in front of the text. There stands `tune`, None in a published model,
@@ -43,7 +48,7 @@ class Config:
     heads: int
     d_kv: int                                # width of a head; on T5, heads * d_kv may be another
     ffn: int                                 # width inside the feed-forward
-    layers: tuple[int, int]                  # encoder, decoder
+    layers: tuple[int, int]                  # encoder, decoder; no decoder layers: no decoder
 
     # dialect
     pre_norm: bool                           # T5 normalises before the sub-layer, BART after it
@@ -51,7 +56,9 @@ class Config:
     eps: float                               # of the norms
     bias: bool                               # biases in the Linears
     scale: bool                              # attention scores / sqrt(d_kv)
-    positions: int = 0                       # rows of learned positions (BART); 0: relative
+    positions: int = 0                       # rows of learned positions; 0: relative
+    unused: int = 0                          # of these, rows before the first token's
+    segments: int = 0                        # rows of the segment table (BERT), the first is used
     buckets: int = 32                        # rows of the relative table (T5)
     max_distance: int = 128                  # farther keys share the last row
     activation: str = "relu"                 # a key of ACTIVATIONS
@@ -59,6 +66,9 @@ class Config:
     tied: bool = True                        # the head is the word embedding
     head_scale: float = 1.0                  # logits from h * head_scale
     dropout: float = 0.1
+    inner_dropout: bool = True               # also behind the feed-forward's activation
+    pooler: bool = False                     # a Linear on the first state, before an answer head
+    grid: tuple[int, int] = (0, 0)           # tables of a picture's rows and columns: rows, width
 
     # special tokens and decoding, as the published model has them
     pad: int = 0
@@ -79,7 +89,7 @@ def bart(d: int, heads: int, ffn: int, layers: int, **other) -> Config:
     """BART of any size; `other` fields of Config as given."""
     fields = dict(
         vocab=50265, d=d, heads=heads, d_kv=d // heads, ffn=ffn, layers=(layers, layers),
-        pre_norm=False, rms=False, eps=1e-5, bias=True, scale=True, positions=1026,
+        pre_norm=False, rms=False, eps=1e-5, bias=True, scale=True, positions=1026, unused=2,
         activation="gelu", pad=1, bos=0, eos=2, start=2,
         no_repeat_ngram=3, early_stopping=True, force_eos=True)
     return Config(**fields | other)
@@ -96,6 +106,15 @@ def t5(d: int, heads: int, ffn: int, layers: int, v11: bool = False, **other) ->
     return Config(**fields | head | other)
 
 
+def bert(d: int, heads: int, ffn: int, layers: int, **other) -> Config:
+    """BERT of any size; `other` fields of Config as given."""
+    fields = dict(
+        vocab=30522, d=d, heads=heads, d_kv=d // heads, ffn=ffn, layers=(layers, 0),
+        pre_norm=False, rms=False, eps=1e-12, bias=True, scale=True, positions=512, segments=2,
+        activation="gelu", inner_dropout=False, pooler=True)
+    return Config(**fields | other)
+
+
 # Published sizes: such a model can be built without its weights (also on the meta device).
 PRESETS = {
     #                     d   heads  ffn  layers
@@ -107,6 +126,7 @@ PRESETS = {
     "t5-v1_1-small": t5(512, 6, 1024, 8, v11=True),
     "t5-v1_1-base":  t5(768, 12, 2048, 12, v11=True),
     "t5-v1_1-large": t5(1024, 16, 2816, 24, v11=True),
+    "clip-vil":      bert(768, 12, 3072, 12, grid=(25, 2560)),
 }
 for size in ("small", "base", "large"):
     PRESETS[f"flan-t5-{size}"] = PRESETS[f"t5-v1_1-{size}"]
@@ -194,7 +214,8 @@ class FeedForward(nn.Module):
         self.wg = Linear(config.d, config.ffn, config.bias) if config.gated else None
         self.hidden = Hidden(config)
         self.wo = Linear(config.ffn, config.d, config.bias)
-        self.act, self.dropout = ACTIVATIONS[config.activation], config.dropout
+        self.act = ACTIVATIONS[config.activation]
+        self.dropout = config.dropout if config.inner_dropout else 0.0
 
     def forward(self, x: Tensor, ctx=None) -> Tensor:
         h = self.wi(x, ctx)                                                 # B, S, ffn
@@ -258,6 +279,7 @@ class Stack(nn.Module):
         self.config, self.decoder = config, decoder
         learned = config.positions > 0
         self.positions = nn.Embedding(config.positions, config.d) if learned else None
+        self.segments = nn.Embedding(config.segments, config.d) if config.segments else None
         self.embed_norm = make_norm(config) if learned else None
         # One table for all blocks: the published name puts it into the first one.
         self.relative = None if learned else nn.Embedding(config.buckets, config.heads)
@@ -271,11 +293,13 @@ class Stack(nn.Module):
         """words (B, L, D), the first one at `offset` -> [prompt | words | visual] (B, S, D)."""
         x = words
         if self.positions is not None:
-            end, rows = offset + words.size(1), self.positions.num_embeddings - 2
+            end, rows = offset + words.size(1), self.config.positions - self.config.unused
             assert end <= rows, f"{end} tokens, but this model has {rows} positions"
-            # + 2: BART counts from its padding id + 1; the first two rows are never read.
-            place = offset + torch.arange(words.size(1), device=words.device)
-            x = x + self.positions(place + 2)            # prompt and visual tokens have none
+            # BART counts from its padding id + 1: its first two rows are never read.
+            place = self.config.unused + offset + torch.arange(words.size(1), device=words.device)
+            x = x + self.positions(place)                # prompt and visual tokens have none
+        if self.segments is not None:
+            x = x + self.segments.weight[0]              # the only text is the first segment
         if prompt is not None:
             x = torch.cat([prompt, x], 1)                                   # B, P + L, D
         if self.embed_norm is not None:
@@ -323,18 +347,36 @@ def relative_bucket(distance: Tensor, both_ways: bool, buckets: int, max_distanc
 
 # ------------------------------------------------------------------------------------ the model
 
+class Grid(nn.Module):
+    """CLIP-ViL's positions of a picture's cells, added to CLIP's features: X[row] + Y[column]."""
+
+    def __init__(self, rows: int, width: int):
+        super().__init__()
+        self.rows, self.columns = nn.Embedding(rows, width), nn.Embedding(rows, width)
+
+    def forward(self, boxes: Tensor) -> Tensor:
+        """Boxes (B, N, 4) of the cells, x1, x2, y1, y2 in 0..1, row by row -> (B, N, F)."""
+        x1, x2, y1, y2 = boxes.unbind(-1)                                   # B, N each
+        row, column = y1 / (y2 - y1), x1 / (x2 - x1)     # cells are of one width and height
+        return self.rows(row.round().long()) + self.columns(column.round().long())
+
+
 class EncoderDecoder(nn.Module):
-    """BART or T5 with sites. Parameters are named by place: `decoder.blocks.0.cross_attn.f.v`."""
+    """BART, T5 or BERT with sites. Parameters are named by place: `decoder.blocks.0.ffn.f.wi`."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.shared = nn.Embedding(config.vocab, config.d)      # of encoder, decoder and tied head
-        self.encoder, self.decoder = Stack(config, False), Stack(config, True)
-        self.head = None if config.tied else nn.Linear(config.d, config.vocab, bias=False)
+        self.encoder, writes = Stack(config, False), config.layers[1] > 0
+        self.decoder = Stack(config, True) if writes else None
+        own_head = writes and not config.tied
+        self.head = nn.Linear(config.d, config.vocab, bias=False) if own_head else None
         # BART was published with a bias on its logits, all zeros and never trained.
-        bias = torch.zeros(1, config.vocab) if config.positions else None
+        bias = torch.zeros(1, config.vocab) if writes and config.positions else None
         self.register_buffer("logits_bias", bias)
+        self.pooler = nn.Linear(config.d, config.d) if config.pooler else None
+        self.grid = Grid(*config.grid) if config.grid[0] else None
 
     def encode(self, ids: Tensor, visual: Tensor | None = None, seen: Tensor | None = None,
                ctx=None) -> tuple[Tensor, Tensor]:
@@ -366,6 +408,12 @@ class EncoderDecoder(nn.Module):
             x, _ = block.self_attn(x, ctx, mask=attend)
             x, _ = block.ffn(x, ctx)
         return encoder.finish(x), mask
+
+    def gather(self, memory: Tensor, first: int) -> Tensor:
+        """States (B, S, D) -> of the text's first token, on which an answer is chosen, (B, D)."""
+        state = memory[:, first]
+        # BERT's pooler has a tanh here; CLIP-ViL was trained without it.
+        return state if self.pooler is None else self.pooler(state)
 
     def start_cache(self, memory: Tensor, ctx=None) -> list[list]:
         """Of each decoder block [self-attention's past (k, v) or None, cross-attention's (k, v)].

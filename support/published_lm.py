@@ -1,4 +1,4 @@
-"""How do a published T5's or BART's config.json and tensor names become ours?
+"""How do a published T5's, BART's or BERT's config.json and tensor names become ours?
 
     model = load_lm("weights/tiny-bart")         # a folder as on the Hugging Face hub
 
@@ -8,14 +8,17 @@ this code cannot reproduce exactly are named, never passed over.
     python -m pytest tests/test_published.py
 """
 from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from answers import AnswerHead, transplant
 from support import weights
 from support.gate import Number, check, read_json, reading
-from t5 import Config, EncoderDecoder, bart, t5
+from t5 import Config, EncoderDecoder, bart, bert, t5
 
 # ---------------------------------------------------------------------------- what a config says
 
@@ -42,6 +45,14 @@ BART_FIELDS = FIELDS | {
     "encoder_attention_heads": ("heads", SIZE), "encoder_ffn_dim": ("ffn", SIZE),
     "activation_function?": ("activation", {"relu", "gelu"}),
     "dropout?": ("dropout", DROPOUT), "bos_token_id?": ("bos", COUNT),
+}
+BERT_FIELDS = {
+    "vocab_size": ("vocab", SIZE), "hidden_size": ("d", SIZE),
+    "num_hidden_layers": ("layers", LAYERS), "num_attention_heads": ("heads", SIZE),
+    "intermediate_size": ("ffn", SIZE),
+    "max_position_embeddings": ("positions", SIZE), "type_vocab_size?": ("segments", SIZE),
+    "hidden_act?": ("activation", {"relu", "gelu"}), "layer_norm_eps?": ("eps", Number(1e-30, 1)),
+    "hidden_dropout_prob?": ("dropout", DROPOUT), "pad_token_id?": ("pad", COUNT),
 }
 NEUTRAL = {                       # settings that are not followed: refused, unless they do nothing
     "do_sample": False, "repetition_penalty": 1, "encoder_repetition_penalty": 1,
@@ -77,8 +88,8 @@ def read_config(folder: str | Path) -> Config:
     if generation.exists():
         fields |= read_fields(generation)
     with reading(path):
-        kind, = check(fields, {"model_type": {"t5", "bart"}})
-        config = t5_config(fields) if kind == "t5" else bart_config(fields)
+        kind, = check(fields, {"model_type": set(DIALECTS)})
+        config = DIALECTS[kind](fields)
         forced_eos, force_bos = check(fields, {
             "forced_eos_token_id?": {config.eos}, "force_bos_token_to_be_generated?": bool})
         if "forced_eos_token_id" in fields:              # without the field BART forces the end
@@ -130,6 +141,14 @@ def bart_config(fields: dict) -> Config:
     return replace(config, layers=(layers, decoder_layers))
 
 
+def bert_config(fields: dict) -> Config:
+    check(fields, {"position_embedding_type?": {"absolute"}, "is_decoder?": {False}})
+    return bert(**given(fields, BERT_FIELDS))
+
+
+DIALECTS = {"t5": t5_config, "bart": bart_config, "bert": bert_config}
+
+
 # ------------------------------------------------------------------------ what tensors are called
 
 # (published, ours): a module, with all that lies below it. The first row that fits wins.
@@ -167,14 +186,38 @@ T5_GATED = [
     ("{s}.block.{i}.layer.{n}.DenseReluDense.wi_0", "{s}.blocks.{i}.ffn.f.wg"),
     ("{s}.block.{i}.layer.{n}.DenseReluDense.wi_1", "{s}.blocks.{i}.ffn.f.wi"),
 ]
+BERT = [
+    ("embeddings.word_embeddings", "shared"),
+    ("embeddings.position_embeddings", "encoder.positions"),
+    ("embeddings.token_type_embeddings", "encoder.segments"),
+    ("embeddings.position_ids", None),
+    ("embeddings.LayerNorm", "encoder.embed_norm"),
+    ("encoder.layer.{i}.attention.self.query", "encoder.blocks.{i}.self_attn.f.q"),
+    ("encoder.layer.{i}.attention.self.key", "encoder.blocks.{i}.self_attn.f.k"),
+    ("encoder.layer.{i}.attention.self.value", "encoder.blocks.{i}.self_attn.f.v"),
+    ("encoder.layer.{i}.attention.output.dense", "encoder.blocks.{i}.self_attn.f.o"),
+    ("encoder.layer.{i}.attention.output.LayerNorm", "encoder.blocks.{i}.self_attn.norm"),
+    ("encoder.layer.{i}.intermediate.dense", "encoder.blocks.{i}.ffn.f.wi"),
+    ("encoder.layer.{i}.output.dense", "encoder.blocks.{i}.ffn.f.wo"),
+    ("encoder.layer.{i}.output.LayerNorm", "encoder.blocks.{i}.ffn.norm"),
+    ("pooler.dense", "pooler"),
+    # CLIP-ViL's own: X is for the row, whatever its name; the rest is read by others, or by nobody.
+    ("encoder.visual_pos.x_position_embedding", "grid.rows"),
+    ("encoder.visual_pos.y_position_embedding", "grid.columns"),
+    ("encoder.visn_fc", None), ("encoder.visual_model", None),
+]
+BERT_HEADS = [("cls", None), ("answer_head", None), ("logit_fc", None),
+              ("module.cls", None), ("module.answer_head", None), ("module.logit_fc", None)]
 
 
 def table(config: Config, prefix: str = "") -> weights.Table:
-    """The rename table of a model; prefix: "model." where a BART file has it."""
+    """The rename table of a model. prefix: what stands before a BART's or BERT's names."""
     if config.is_t5:
         rows = T5 + [("lm_head", "shared" if config.tied else "head")]
         if config.gated:
             rows = T5_GATED + rows
+    elif config.segments:
+        rows = [(prefix + published, ours) for published, ours in BERT] + BERT_HEADS
     else:
         rows = [(prefix + published, ours) for published, ours in BART] + BART_HEAD
     found = {}                           # a dictionary, since a row may come up more than once
@@ -183,26 +226,78 @@ def table(config: Config, prefix: str = "") -> weights.Table:
             for theirs, part in (("q", "q"), ("k", "k"), ("v", "v"), ("out", "o")):
                 name = published.replace("{s}", stack).replace("{n}", ffn).replace("{w}", theirs)
                 found[name] = ours and ours.replace("{s}", stack).replace("{w}", part)
+    if not config.layers[1]:             # a model that chooses its answers has no decoder, no head
+        for name, ours in found.items():
+            if ours and ours.startswith(("decoder.", "head", "logits_bias")):
+                found[name] = None
     return list(found.items())
 
 
-def load_lm(folder: str | Path, dropout: float | None = None) -> EncoderDecoder:
+def load_lm(folder: str | Path, dropout: float | None = None,
+            writes: bool = True) -> EncoderDecoder:
     """The model of a published folder (config.json, model.safetensors), in eval mode and fp32.
 
-    dropout: another one than the config's. Raises BadInput or OSError, which name what is wrong.
+    dropout: another one than the config's. writes: with its decoder; without, an answer can only be
+    chosen. Raises BadInput or OSError, which name what is wrong.
     """
-    config = read_config(folder)
+    config, source, prefix = read_config(folder), weights.read(folder), ""
     if dropout is not None:
         config = replace(config, dropout=dropout)
-    source = weights.read(folder)
     if config.is_t5 and config.head_scale == 1 and "lm_head.weight" in source:
         config = replace(config, tied=False)             # T5 v1.1, whatever its config calls it
-    prefix = "model." if any(name.startswith("model.") for name in source) else ""
-    if not config.is_t5 and "final_logits_bias" not in source:       # BART saved without its head
+    if not writes:
+        config = replace(config, layers=(config.layers[0], 0))
+    if config.segments:
+        config, prefix = read_bert(config, source)
+    elif any(name.startswith("model.") for name in source):
+        prefix = "model."
+    rows = table(config, prefix)
+    if config.layers[1] and not config.is_t5 and "final_logits_bias" not in source:
+        # BART saved without its head.
         source = ChainMap({"final_logits_bias": torch.zeros(1, config.vocab)}, source)
+    if any(name.endswith(".gamma") for name in source):  # how the first BERTs called a norm's two
+        norms = [row for row in rows if row[0].endswith("LayerNorm")]
+        rows = [(f"{name}.gamma", f"{ours}.weight") for name, ours in norms] + rows
+        rows = [(f"{name}.beta", f"{ours}.bias") for name, ours in norms] + rows
     with reading(folder):                                # sizes that no memory holds
         with torch.device("meta"):                       # no random numbers that are overwritten
             model = EncoderDecoder(config)
         model.to_empty(device="cpu")
-    weights.load(model, source, table(config, prefix), where=str(folder))
+    weights.load(model, source, rows, where=str(folder))
     return model.eval()
+
+
+def read_bert(config: Config, source: weights.Tensors) -> tuple[Config, str]:
+    """What only the tensors tell: the prefix of a BERT's names, and what CLIP-ViL's holds."""
+    words = "embeddings.word_embeddings.weight"
+    prefix = next((name.removesuffix(words) for name in source if name.endswith(words)), "")
+    config = replace(config, pooler=f"{prefix}pooler.dense.weight" in source)
+    rows = f"{prefix}encoder.visual_pos.x_position_embedding.weight"
+    if rows in source:
+        config = replace(config, grid=source.shape(rows))
+    return config, prefix
+
+
+# --------------------------------------------------------- what a CLIP-ViL holds beside its BERT
+
+VISUAL = [("fc", "feat"), ("layer_norm", "feat_norm")]
+
+
+def load_visual(visual: nn.Module, folder: str | Path) -> None:
+    """Fills the visual embedding from a CLIP-ViL's folder."""
+    weights.load(visual, behind(weights.read(folder), "encoder.visn_fc.visn_"), VISUAL, str(folder))
+
+
+def load_answer_head(head: AnswerHead, folder: str | Path) -> None:
+    """Begins an answer head as pre-training left it, where the folder lists that one's answers."""
+    path, old = Path(folder) / "all_ans.json", behind(weights.read(folder), "answer_head.logit_fc.")
+    if path.exists() and old:
+        with reading(path):                              # LXMERT's file: a list of {"ans": answer}
+            found = [check(record, {"ans": str})[0] for record in read_json(path, list)]
+            known = transplant(head, old, found)
+        print(f"answer head: {known} of {len(head.vocabulary)} answers are known from {path}")
+
+
+def behind(source: Mapping, key: str) -> dict:
+    """The tensors with `key` in their names, named by what stands behind it."""
+    return {name.split(key)[1]: source[name] for name in source if key in name}

@@ -134,7 +134,8 @@ def describe(g: SimpleNamespace) -> tuple[bool, adapters.Method]:
     row, changes = kind if single else f"{kind}-multiple", []
     for flag, other in (("unfreeze_layer_norms", "norms"), ("unfreeze_bias", "bitfit"),
                         ("unfreeze_language_model", "full")):
-        if kind == "frozen" and flag in flags and not is_t5:
+        # On T5 the official code finds no norms and no biases to open, but the whole model.
+        if kind == "frozen" and flag in flags and (other == "full" or not is_t5):
             row = other
     if {"share_up_sampler", "share_down_sampler"} & flags.keys():
         row = "adapter-half-shared"

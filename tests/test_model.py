@@ -8,6 +8,7 @@ import torch
 import data
 import methods
 import model
+from support import decoding
 
 every_kind = pytest.mark.parametrize("kind", tiny.KINDS)
 
@@ -94,7 +95,7 @@ def test_ban_repeats():
     for n in (0, 1, 2, 3):
         for t in range(1, 12):
             ids = torch.randint(0, 3, (20, t), generator=law)
-            got = model.ban_repeats(torch.zeros(20, 4), ids, n)
+            got = decoding.ban_repeats(torch.zeros(20, 4), ids, n)
             for row, text in zip(got.tolist(), ids.tolist()):
                 seen = {tuple(text[i:i + n]) for i in range(t - n + 1)} if n else set()
                 banned = [v for v in range(4) if n and tuple([*text, v][-n:]) in seen]
@@ -165,7 +166,7 @@ def test_beam_search_by_hand():
     c = SimpleNamespace(pad=0, eos=1, force_eos=False, forced_bos=None)
 
     def search(max_length, early):
-        return model.beam_search(lambda ids, keep=None: after[ids[:, -1]],
+        return decoding.beam_search(lambda ids, keep=None: after[ids[:, -1]],
                                  torch.zeros(1, 1, dtype=torch.long), c, max_length, 0, 2,
                                  early)
     text, logp = search(3, False)

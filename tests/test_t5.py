@@ -295,7 +295,7 @@ SIZES = {                                                # parameters, heads
     "bart-base": (139_420_416, 12), "bart-large": (406_291_456, 16),
     "t5-small": (60_506_624, 8), "t5-base": (222_903_552, 12), "t5-large": (737_668_096, 16),
     "t5-v1_1-small": (76_961_152, 6), "t5-v1_1-base": (247_577_856, 12),
-    "t5-v1_1-large": (783_150_080, 16)}
+    "t5-v1_1-large": (783_150_080, 16), "clip-vil": (109_610_240, 12)}
 
 
 @pytest.mark.parametrize("name", t5.PRESETS)

@@ -1,0 +1,119 @@
+"""How is a text found, token by token, when a model scores the next one?
+
+Greedily, or by a beam search that keeps the K best beginnings. The rules are those of the
+generation code that the papers used (transformers 4.2.1); they reproduce every sequence of the
+golden files.
+
+    python -m pytest tests/test_model.py tests/test_golden.py
+
+Axes: B batch, K beams, t tokens so far, V vocabulary.
+"""
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from t5 import Config
+
+
+def ban_repeats(scores: Tensor, ids: Tensor, n: int) -> Tensor:
+    """-inf for every token that would complete an n-gram which ids (rows, t) already hold."""
+    t = ids.size(1)
+    if n == 0 or t < n:
+        return scores
+    grams = ids.unfold(1, n, 1)                                             # rows, t - n + 1, n
+    again = (grams[..., :-1] == ids[:, None, t - n + 1:]).all(-1)           # rows, t - n + 1
+    row, place = again.nonzero(as_tuple=True)
+    banned = grams[row, place, -1]
+    return scores.index_put((row, banned), scores.new_tensor(float("-inf")))
+
+
+def force(logp: Tensor, token: int) -> Tensor:
+    """Leaves one token alone, with log p = 0; every other one gets -inf."""
+    forced = torch.full_like(logp, float("-inf"))
+    forced[:, token] = 0
+    return forced
+
+
+def greedy(step: Callable, ids: Tensor, c: Config, max_length: int, n: int) -> Tensor:
+    """Arg-max decoding; behind EOS comes padding. step(ids) -> scores (B, V)."""
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    while ids.size(1) < max_length and not done.all():
+        scores = ban_repeats(step(ids), ids, n)                             # B, V
+        if ids.size(1) == 1 and c.forced_bos is not None:
+            scores = force(scores, c.forced_bos)
+        token = scores.argmax(-1)                                           # B
+        token = token.masked_fill(done, c.pad)
+        ids = torch.cat([ids, token[:, None]], 1)
+        done |= token == c.eos
+    return ids
+
+
+class Hypotheses:
+    """The K best finished texts of each of B items, kept on the device.
+
+    A hypothesis holds no EOS and scores sum(log p) / length, where length counts the start token.
+    """
+
+    def __init__(self, B: int, K: int, max_length: int, pad: int, device: torch.device):
+        self.K, self.max_length, self.pad = K, max_length, pad
+        self.score = torch.full((B, K), float("-inf"), device=device)
+        self.text = torch.full((B, K, max_length), pad, device=device)
+        self.length = torch.zeros(B, K, dtype=torch.long, device=device)
+        self.count = torch.zeros(B, dtype=torch.long, device=device)
+
+    def add(self, logp: Tensor, ids: Tensor, allowed: Tensor) -> None:
+        """Candidates: sum(log p) (B, K), their tokens (B, K, t), which of them count (B, K)."""
+        t = ids.size(-1)
+        score = torch.where(allowed, logp / t, float("-inf"))
+        text = F.pad(ids, (0, self.max_length - t), value=self.pad)         # B, K, max_length
+        length = torch.full_like(self.length, t)
+        self.score, best = torch.cat([self.score, score], 1).topk(self.K)
+        rows = best[..., None].expand(-1, -1, self.max_length)
+        self.text = torch.cat([self.text, text], 1).gather(1, rows)
+        self.length = torch.cat([self.length, length], 1).gather(1, best)
+        self.count = (self.count + allowed.sum(1)).clamp(max=self.K)
+
+
+def beam_search(step: Callable, start: Tensor, c: Config, max_length: int, n: int, K: int,
+                early_stopping: bool) -> tuple[Tensor, Tensor]:
+    """K beams, all on the device. step(ids, keep) -> scores (B * K, V) of the next token.
+
+    Returns token ids (B, K, max_length), best first, and their sum(log p) (B, K)."""
+    B, device = len(start), start.device
+    first_row = torch.arange(B, device=device)[:, None] * K                 # B, 1
+    ids, keep = start.repeat_interleave(K, 0), None                         # B * K, t
+    score = torch.full((B, K), -1e9, device=device)
+    score[:, 0] = 0                            # all beams start alike: only the first one counts
+    finished = Hypotheses(B, K, max_length, c.pad, device)
+    done = torch.zeros(B, dtype=torch.bool, device=device)
+
+    while ids.size(1) < max_length and not done.all():
+        t = ids.size(1)
+        logp = ban_repeats(step(ids, keep).log_softmax(-1), ids, n)         # B * K, V
+        if c.forced_bos is not None and t == 1:
+            logp = force(logp, c.forced_bos)
+        if c.force_eos and t == max_length - 1:
+            logp = force(logp, c.eos)
+        V = logp.size(-1)
+        total = (score.view(-1, 1) + logp).view(B, K * V)
+        best, i = total.topk(2 * K)                                         # B, 2K, best first
+        row, token = first_row + i // V, i % V
+        ends = token == c.eos
+        # An end among the first K candidates is a hypothesis, a later one is forgotten.
+        finished.add(best[:, :K], ids[row[:, :K]], ends[:, :K] & ~done[:, None])
+        worst = finished.score.min(1).values
+        enough = (finished.count == K) & (early_stopping | (worst >= best[:, 0] / t))
+        # The K best candidates that go on: a stable sort moves the ended ones behind.
+        live = ends.long().sort(dim=1, stable=True).indices[:, :K]          # B, K
+        score, keep = best.gather(1, live), row.gather(1, live).flatten()
+        ids = torch.cat([ids[keep], token.gather(1, live).view(-1, 1)], 1)
+        done |= enough
+
+    live_rows = ids.view(B, K, -1)             # items that are not done add their live beams
+    finished.add(score, live_rows, (~done)[:, None].expand(-1, K))
+    logp = finished.score * finished.length
+    # The end of a hypothesis goes back in where there is room.
+    end = torch.arange(max_length, device=device) == finished.length[..., None]
+    return finished.text.masked_fill(end, c.eos), logp
