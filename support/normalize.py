@@ -5,8 +5,7 @@ ligature its letters, odd spaces a space, control characters nothing. BART norma
 A tokenizer.json names the steps; `normalizer` makes a function of them that gives the text of the
 `tokenizers` library, character for character.
 
-The table is asked for each *grapheme cluster*, what a reader sees as one character: a letter with
-its accents, say. Only characters newer than this Python's Unicode tables can be cut otherwise.
+The table is asked for each *grapheme cluster*, what a reader sees as one character.
 
     python -m pytest tests/test_tokenizer.py
 """
@@ -49,7 +48,8 @@ def cut(text: str, shadow: Shadow, pattern: re.Pattern) -> list[str]:
 
 # Grapheme clusters (Unicode annex 29), as far as they can be shorter than six bytes: Hangul
 # syllables, flags, emoji joined by ZWJ and Indic conjuncts are longer, so need no rule here.
-JOINS = "\u200c\u200d\u0e33\u0eb3\uff9e\uff9f\U0001f3fb\U0001f3fc\U0001f3fd\U0001f3fe\U0001f3ff"
+JOINS = re.compile("[\u200c\u200d\u0e33\u0eb3\uff9e\uff9f"             # skin tones, flags' tags:
+                   "\U0001f3fb-\U0001f3ff\U000e0020-\U000e007f]")
 STANDS = re.compile("[\u102b\u102c\u1038\u1062-\u1064\u1067-\u106d\u1083\u1087-\u108c\u108f"
                     "\u109a-\u109c\u1a61\u1a63\u1a64\uaa7b\uaa7d\U00011720\U00011721]")
 LEADS = re.compile("[\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\u0d4e\U000110bd\U000110cd"
@@ -62,10 +62,9 @@ def cluster_letter(char: str) -> str:
     category = unicodedata.category(char)
     if char in "\r\n":
         return char
-    if char in JOINS or 0xE0020 <= ord(char) <= 0xE007F:    # skin tones, the tags of flags, ...
+    # Category M: a mark, such as an accent.
+    if JOINS.match(char) or category[0] == "M" and not STANDS.match(char):
         return "m"
-    if category[0] == "M":                                  # a mark, such as an accent
-        return "o" if STANDS.match(char) else "m"
     if LEADS.match(char):
         return "p"
     return "c" if category in ("Cc", "Cf", "Cs", "Zl", "Zp") else "o"
@@ -94,44 +93,40 @@ class Charsmap:
         for text in blob[4 + size:].decode().split("\0"):
             self.replacements[start] = text
             start += len(text.encode()) + 1
-        # Here, so that look_up never fails on a damaged table: every value leads to a replacement.
+        # Every value leads to a replacement, so that look_up never fails on a damaged table.
         for at, unit in enumerate(self.units):
             if unit & 0x80000100 == 0x100:
                 value = self.units[at ^ self.offset(unit)]
                 assert value & 0x7FFFFFFF in self.replacements, "precompiled_charsmap is damaged"
-        self.characters = Shadow(self.replace)
+        self.characters = Shadow(lambda char: self.look_up(char, char))
 
-    def look_up(self, text: str) -> str | None:
-        """The replacement of the *shortest* beginning of text in the trie. None: there is none."""
+    def look_up(self, text: str, unknown: str | None = None) -> str | None:
+        """The replacement of the *shortest* beginning of text that is in the trie, or `unknown`."""
         at = self.offset(self.units[0])
         for byte in text.encode():
             at ^= byte
             # 0x800000FF: the label, and the bit that would make it a value's unit.
             if byte == 0 or at >= len(self.units) or self.units[at] & 0x800000FF != byte:
-                return None
+                return unknown
             has_value = self.units[at] & 0x100
             at ^= self.offset(self.units[at])
             if has_value:
                 return self.replacements[self.units[at] & 0x7FFFFFFF]
-        return None
+        return unknown
 
     @staticmethod
     def offset(unit: int) -> int:
         return unit >> 10 << ((unit & 0x200) >> 6)          # wide: 8 bits more
-
-    def replace(self, char: str) -> str:
-        new = self.look_up(char)
-        return char if new is None else new
 
     def __call__(self, text: str) -> str:
         if text.isascii() and "\r" not in text:             # every cluster is one character
             return text.translate(self.characters)
         out = []
         for cluster in cut(text, CLUSTER_SHADOW, CLUSTER):
+            new = cluster.translate(self.characters)
             # Short clusters are looked up whole. Trap: the shortest beginning wins, so a mark
             # behind a replaced character is lost. The `tokenizers` library does so: it stays.
-            new = self.look_up(cluster) if len(cluster.encode()) < 6 else None
-            out.append(cluster.translate(self.characters) if new is None else new)
+            out.append(self.look_up(cluster, new) if len(cluster.encode()) < 6 else new)
         return "".join(out)
 
 
@@ -139,19 +134,17 @@ def normalizer(spec: dict | None) -> Callable[[str], str]:
     """The function that a `normalizer` record of a tokenizer.json describes."""
     if spec is None:
         return str                                          # text as it is
-    check(spec, {"type": {"Precompiled", "Sequence", "Replace", "Strip"}})
-    if spec["type"] == "Precompiled":
+    (kind,) = check(spec, {"type": {"Precompiled", "Sequence", "Replace", "Strip"}})
+    if kind == "Precompiled":
         blob = base64.b64decode(spec["precompiled_charsmap"] or "", validate=True)
         return Charsmap(blob) if blob else str
-    if spec["type"] == "Strip":
-        left = WHITE if spec["strip_left"] else ""
-        right = WHITE if spec["strip_right"] else ""
+    if kind == "Strip":
+        left, right = (WHITE if spec[side] else "" for side in ("strip_left", "strip_right"))
         return lambda text: text.lstrip(left).rstrip(right)
-    if spec["type"] == "Replace":
+    if kind == "Replace":
         # The library's expressions are not quite Python's: only the one that T5 uses is known.
         check(spec["pattern"], {"Regex": {" {2,}"}})
         (content,) = check(spec, {"content": str})
-        spaces = re.compile(" {2,}")
-        return lambda text: spaces.sub(lambda _: content, text)
+        return lambda text: re.sub(" {2,}", lambda _: content, text)
     steps = [normalizer(step) for step in spec["normalizers"]]
     return lambda text: reduce(lambda done, step: step(done), steps, text)

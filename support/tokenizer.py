@@ -1,21 +1,16 @@
 """How does text become ids?
 
-Both tokenisers cut text into words, words into pieces, and look the pieces up in a vocabulary.
+Text is cut into words, a word into pieces, and the pieces are looked up in a vocabulary. A word
+seen before costs one look-up: that is the speed. The ids are those of the `tokenizers` library;
+only characters newer than this Python's Unicode tables can be split elsewhere.
 
-    T5     unigram (Kudo 2018, arXiv 1804.10959): every piece has a log-probability, and a word is
-           cut into the pieces whose sum is highest (Viterbi). Text is normalised first
-           (normalize.py), a space becomes a visible "\u2581" at the start of its word: pieces, </s>
-    BART   byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; Radford et al. 2019): a word
-           starts as its UTF-8 bytes, and the best ranked neighbours are merged until no known
-           pair is left. Nothing is normalised and nothing is ever unknown: <s>, pieces, </s>
-
-Both cut every word on its own, so a word seen before costs one look-up: that is the speed. The
-ids are those of the `tokenizers` library; only characters newer than this Python's Unicode tables
-can be split elsewhere.
+    T5     unigram (Kudo 2018, arXiv 1804.10959): of all ways to cut a word, the likeliest. Text is
+           normalised first (normalize.py), and a space is a visible "\u2581" of the word behind it
+    BART   byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; Radford et al. 2019): a word's
+           bytes, merged in the order that was learned. No text is unknown
 
     tokenizer = load_tokenizer("weights/tiny-bart")
-    ids = tokenizer.encode("How many cats?")
-    tokenizer.decode(ids), tokenizer.batch(["one text", "another"])
+    tokenizer.decode(tokenizer.encode("How many cats?"))
 
     python -m pytest tests/test_tokenizer.py
 """
@@ -32,14 +27,12 @@ from torch import Tensor
 from support.gate import Number, check, fits, read_json, read_text, reading
 from support.normalize import WHITE, Shadow, cut, normalizer
 
-# B texts, L ids of the longest.
-
 SPACE = "\u2581"                     # how T5's pieces write a space
 UNKNOWN_PENALTY = 10.0               # an unknown character scores this much below the worst piece
 CACHE = 1 << 17                      # words whose ids are remembered
 
 
-# ---------------------------------------------------------------------------- what both share
+# -------------------------------------------------------------------------------- what all share
 
 class Added:
     """Finds tokens that stand in the text as they are, like <mask>: the leftmost, the longest."""
@@ -68,23 +61,24 @@ class Added:
 class Tokenizer:
     """Added tokens, the tokens around a text, truncation, padding, the memory for words.
 
-    A kind of tokeniser says how text is cut into `words`, how a word is cut into ids (`segment`),
-    and how tokens become text again (`join`).
+    A kind says how text is cut into `words`, a word into ids (`segment`), and how tokens become
+    text again (`join`).
     """
 
     FRAME: list[str]                     # special tokens around a text, which is called A
+    PAD, UNKNOWN = "<pad>", "<unk>"
 
     def __init__(self, spec: dict, vocab: dict[str, int]):
         self.normalize = normalizer(spec.get("normalizer"))
-        typed, late = {}, {}
-        self.special = set()                           # left out when ids become text
         self.ids = dict(vocab)                         # token -> id
+        self.special = set()                           # left out when ids become text
+        # Added tokens are found in the text as typed, or ("normalized") in the normalised text.
+        typed, late = {}, {}
         for token in spec.get("added_tokens") or []:
             text, _, _ = check(token, {"content": str, "id": int, "single_word?": {False}})
             self.ids[text] = token["id"]
             if token.get("special"):
                 self.special.add(text)
-            # Found in the text as it was typed, or ("normalized") in the normalised text.
             if token.get("normalized"):
                 late[self.normalize(text)] = token
             else:
@@ -93,19 +87,16 @@ class Tokenizer:
         self.tokens = {i: text for text, i in self.ids.items()}       # id -> token
         self.tokens |= {token["id"]: text for text, token in late.items()}
         assert all(type(i) is int and i >= 0 for i in self.tokens), "an id is no whole number >= 0"
-        missing = {*self.FRAME, "<pad>", "<unk>"} - {"A"} - self.ids.keys()
-        assert not missing, f"the vocabulary lacks {' '.join(sorted(missing))}"
-        self.pad_id, self.eos_id, self.unk_id = (self.ids[t] for t in ("<pad>", "</s>", "<unk>"))
-        self.bos_id = self.ids["<s>"] if "<s>" in self.FRAME else None
-        self.segment = lru_cache(CACHE)(self.segment)  # a word seen before costs one look-up
+        self.pad_id, self.unk_id = self.ids[self.PAD], self.ids[self.UNKNOWN]
+        self.bos_id = None if self.FRAME[0] == "A" else self.ids[self.FRAME[0]]
+        self.eos_id = self.ids[self.FRAME[-1]]
+        self.segment = lru_cache(CACHE)(self.segment)
 
         # What the file says stands around a text must be what encode puts there.
         post = spec.get("post_processor") or {}
-        check(post, {"type?": {"RobertaProcessing", "TemplateProcessing"}})
+        frame = [list(item.values())[0]["id"] for item in post.get("single", ())]
         if "cls" in post:
             frame = [post["cls"][0], "A", post["sep"][0]]
-        else:
-            frame = [list(item.values())[0]["id"] for item in post.get("single", ())]
         assert frame == self.FRAME or not post, f"post_processor: {frame} should be {self.FRAME}"
 
     def __len__(self) -> int:
@@ -113,11 +104,8 @@ class Tokenizer:
         return max(self.tokens) + 1
 
     def encode(self, text: str, max_length: int | None = None) -> list[int]:
-        """Ids of a text with its special tokens. max_length counts those and never cuts them.
-
-        Half an emoji (a lone surrogate) raises UnicodeEncodeError: the library refuses it, too.
-        """
-        text.encode()
+        """Ids of a text with its special tokens. max_length counts those and never cuts them."""
+        text.encode()                                  # refuses half an emoji, as the library does
         ids: list[int] = []
         # Added tokens are cut out first, so that nothing normalises or splits them.
         for typed, typed_ids in self.typed.split(text):
@@ -130,21 +118,17 @@ class Tokenizer:
             room = max_length - (len(self.FRAME) - 1)
             assert room >= 0, f"max_length = {max_length} has no room for the special tokens"
             ids = ids[:room]
-        if self.bos_id is not None:
-            ids = [self.bos_id] + ids
-        return ids + [self.eos_id]
+        front = [] if self.bos_id is None else [self.bos_id]
+        return front + ids + [self.eos_id]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of ids (a list or a one-dimensional tensor)."""
-        tokens = []
-        for i in map(int, ids):
-            assert i in self.tokens, f"id {i} is not in the vocabulary of {len(self)} ids"
-            if not (skip_special and self.tokens[i] in self.special):
-                tokens.append(self.tokens[i])
-        return self.join(tokens)
+        skipped = self.special if skip_special else ()
+        tokens = [self.tokens[i] for i in map(int, ids)]
+        return self.join([token for token in tokens if token not in skipped])
 
     def batch(self, texts: list[str], max_length: int | None = None) -> Tensor:
-        """Ids of texts, padded on the right with pad_id: (B, L), int64."""
+        """Ids of texts, padded on the right with pad_id: (B texts, L of the longest), int64."""
         rows = [self.encode(text, max_length) for text in texts]
         longest = max(map(len, rows), default=0)
         padded = [row + [self.pad_id] * (longest - len(row)) for row in rows]
@@ -155,6 +139,7 @@ class Tokenizer:
 
 NOT_WHITE = re.compile(f"[^{WHITE}]+")
 SPACED = re.compile(f"{SPACE}[^{SPACE}]*")
+WHOLE = re.compile(".+", re.DOTALL)
 
 
 class Unigram(Tokenizer):
@@ -176,30 +161,30 @@ class Unigram(Tokenizer):
         self.unknown = min(self.scores.values()) - UNKNOWN_PENALTY    # of a character unheard of
         self.longest = max(map(len, self.scores))      # Viterbi need not look further
 
+        # The last step makes spaces visible; those before it end words at any white space.
         first = spec["pre_tokenizer"]
-        steps = first["pretokenizers"] if first["type"] == "Sequence" else [first]
-        kinds = [step["type"] for step in steps]
-        assert kinds in (["Metaspace"], ["WhitespaceSplit", "Metaspace"]), \
-            f"pre_tokenizer {' '.join(kinds)} is not supported, only Metaspace"
-        for record in (steps[-1], spec.get("decoder") or {}):
-            check(record, {"type?": {"Metaspace"}, "replacement?": {SPACE},
+        *before, metaspace = first.get("pretokenizers", [first])
+        for step in before:
+            check(step, {"type": {"WhitespaceSplit"}})
+        for record in (metaspace, spec.get("decoder") or metaspace):
+            check(record, {"type": {"Metaspace"}, "replacement?": {SPACE},
                            "prepend_scheme?": {"always"}, "add_prefix_space?": {True}})
-        self.white_splits = len(kinds) == 2            # any white space ends a word, not just " "
-        self.splits = steps[-1].get("split", True)     # if not, pieces may hold spaces inside
+        self.chunk = NOT_WHITE if before else WHOLE
+        self.word = SPACED if metaspace.get("split", True) else WHOLE   # or a piece holds spaces
 
     def words(self, text: str) -> list[str]:
         """"a big  cat" -> "_a", "_big", "_cat", with SPACE for "_"."""
-        chunks = NOT_WHITE.findall(text) if self.white_splits else [text]
-        # Every chunk begins with a space: one is put there unless it is there already.
-        chunks = [chunk.replace(" ", SPACE).removeprefix(SPACE) for chunk in chunks if chunk]
-        chunks = [SPACE + chunk for chunk in chunks]
-        return SPACED.findall("".join(chunks)) if self.splits else chunks
+        words: list[str] = []
+        for chunk in self.chunk.findall(text):
+            # A chunk begins with a space: one is put there unless it is there already.
+            words += self.word.findall(SPACE + chunk.replace(" ", SPACE).removeprefix(SPACE))
+        return words
 
     def segment(self, word: str) -> list[int]:
         """Viterbi: best[e] = max over s of best[s] + score(word[s:e]); the first of equals wins.
 
-        best[e] is the score of the best cut of the first e characters, whose last piece starts at
-        came_from[e].
+        best[e] belongs to the best cut of the first e characters; came_from[e] is where the last
+        piece of that cut starts.
         """
         best = [0.0] + [-float("inf")] * len(word)
         came_from = [-1] * (len(word) + 1)
@@ -230,10 +215,7 @@ class Unigram(Tokenizer):
 # ----------------------------------------------------------------------------------- BART: BPE
 
 def byte_chars() -> list[str]:
-    """A visible character for each of the 256 bytes (GPT-2's table).
-
-    Bytes that are printable in Latin-1 stay; the others get the characters from U+0100 on.
-    """
+    """GPT-2's visible characters for the 256 bytes: Latin-1's, or from U+0100 on if it has none."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return [chr(b) if b in shown else chr(256 + hidden.index(b)) for b in range(256)]
@@ -326,15 +308,14 @@ class BPE(Tokenizer):
         return content.decode("utf-8", "replace")
 
 
-# ----------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------- reading
 
 def from_merges(vocab: dict[str, int], merges: str) -> dict:
     """What a tokenizer.json would say, from the two files that BART was first published as."""
     # merges.txt begins with "#version: 0.2"; line by line two tokens, the first learned first.
     lines = [line for line in merges.split("\n") if line and not line.startswith("#version")]
-    added = []
-    for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>"):
-        added.append(dict(content=token, id=vocab[token], special=True, lstrip=token == "<mask>"))
+    added = [dict(content=token, id=vocab[token], special=True, lstrip=token == "<mask>")
+             for token in ("<s>", "<pad>", "</s>", "<unk>", "<mask>")]
     return dict(model=dict(type="BPE", vocab=vocab, merges=lines), added_tokens=added,
                 pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False))
 
@@ -344,18 +325,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
     BadInput says what in a file is wrong, or which setting would give other ids.
     """
-    folder = Path(folder)
-    path, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
-    with reading(folder):
-        assert path.is_file() or vocab.is_file() and merges.is_file(), (
-            "it holds neither tokenizer.json nor vocab.json with merges.txt: use the files of a "
-            "published T5 or BART")
-    if not path.is_file():
-        path = vocab
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file() and path.with_name("vocab.json").is_file():
+        path = path.with_name("vocab.json")
     with reading(f"{path} is damaged or no tokeniser of T5 or BART"):
         spec = read_json(path)
-        if path == vocab:
-            spec = from_merges(spec, read_text(merges))
+        if path.name == "vocab.json":
+            spec = from_merges(spec, read_text(path.with_name("merges.txt")))
         check(spec["model"], {"type?": {"Unigram", "BPE"}})           # old files do not name it
         if "merges" in spec["model"]:
             return BPE(spec)

@@ -1,17 +1,17 @@
-"""Both tokenisers against the `tokenizers` library, on vocabularies that it trains here.
+"""The tokenisers against the `tokenizers` library, on vocabularies that it trains here.
 
 python -m pytest tests/test_tokenizer.py
 """
-
 import base64
+import copy
 import json
 import random
-import struct
 import time
 import unicodedata
 from contextlib import suppress
 
 import pytest
+import sentencepiece
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -44,14 +44,13 @@ def assigned(start, stop):
 
 def make_texts(count=2500, seed=0):
     rnd = random.Random(seed)
-    pools = [pool for pool in (assigned(*r) for r in RANGES) if pool]
+    pools = [assigned(*r) for r in RANGES]
     texts = ["", " ", "   ", "\n", "\t \u3000", "\r\n", "▁", " ▁", "'", "'s", " 's", "a" * 300]
     while len(texts) < count:
+        parts = [rnd.choice(WORDS) + rnd.choice(SPACES) for _ in range(rnd.randint(1, 9))]
         if rnd.random() < 0.3:
-            texts.append("".join(rnd.choice(rnd.choice(pools)) for _ in range(rnd.randint(1, 12))))
-        else:
-            texts.append("".join(rnd.choice(WORDS) + rnd.choice(SPACES)
-                                 for _ in range(rnd.randint(1, 9))))
+            parts = [rnd.choice(rnd.choice(pools)) for _ in range(rnd.randint(1, 12))]
+        texts.append("".join(parts))
     return texts
 
 
@@ -62,63 +61,23 @@ CORPUS = [" ".join(random.Random(i).choices(WORDS[:40] + ["the", "cat", "left", 
 
 # ---------------------------------------------------------------------- vocabularies to test with
 
-def charsmap():
-    """A table like SentencePiece's nmt_nfkc: NFKC, composition, white space, no controls."""
-    table = {chr(c): " " for c in (9, 10, 12, 13, 0x85, 0x200B, 0x2028, 0x2029, 0xFEFF)}
-    table["Q"] = "q"                                       # case folding, as in nmt_nfkc_cf
-    table |= {chr(c): "" for c in (*range(1, 9), *range(14, 32), 0x7F, 0xAD)}
-    for a, b in RANGES:
-        for char in assigned(max(a, 0x80), b):
-            new = unicodedata.normalize("NFKC", char)
-            if new != char:
-                table.setdefault(char, new)
-            split = unicodedata.normalize("NFD", char)
-            if split != char and len(split) == 2:
-                table.setdefault(split, unicodedata.normalize("NFC", split))
-    return table
-
-
-def compile_charsmap(table):
-    """SentencePiece's blob: a double array over UTF-8 and the replacements, built greedily."""
-    texts, start_of = b"", {}
-    for new in sorted(set(table.values())):
-        start_of[new] = len(texts)
-        texts += new.encode() + b"\0"
-    tree = {}
-    for old, new in table.items():
-        node = tree
-        for byte in old.encode():
-            node = node.setdefault(byte, {})
-        node[0] = start_of[new]                            # the end of a key is byte 0
-    units, used = {0: 0}, {0}
-    free, queue = 1, [(0, tree)]
-    while queue:
-        place, node = queue.pop(0)
-        # An offset of 2^8 or more that is a multiple of it can be written in the wide form.
-        base = free
-        while any(base ^ byte in used for byte in node):
-            base += 1
-        free = base if len(node) > 1 else free
-        offset = place ^ base
-        wide = offset >= 256 and offset % 256 == 0
-        units[place] |= (offset >> 8) << 10 | 0x200 if wide else offset << 10
-        units[place] |= 0x100 if 0 in node else 0
-        for byte, child in node.items():
-            used.add(base ^ byte)
-            if byte:
-                units[base ^ byte] = byte
-                queue.append((base ^ byte, child))
-            else:
-                units[base] = child | 1 << 31
-    size = max(units) + 1
-    trie = struct.pack(f"<{size}I", *(units.get(i, 0) for i in range(size)))
-    assert any(unit & 0x200 for unit in units.values())
-    return base64.b64encode(struct.pack("<I", len(trie)) + trie + texts).decode()
+def charsmap(rule):
+    """SentencePiece's own table, in base64: nmt_nfkc is T5's, nmt_nfkc_cf folds the case too."""
+    proto = sentencepiece.SentencePieceNormalizer(rule_name=rule).serialized_model_proto()
+    # The table stands behind its name (tag 2, bytes): its length, 7 bits a byte, then it.
+    at = proto.index(rule.encode() + b"\x12") + len(rule) + 1
+    size = proto[at] & 127 | (proto[at + 1] & 127) << 7 | proto[at + 2] << 14
+    assert size > 200_000
+    return base64.b64encode(proto[at + 3:at + 3 + size]).decode()
 
 
 def added(i, content, **other):
     return dict(id=i, content=content, single_word=False, lstrip=False, rstrip=False,
                 normalized=False, special=True) | other
+
+
+def precompiled(blob):
+    return dict(normalizer=dict(type="Precompiled", precompiled_charsmap=blob))
 
 
 METASPACE = dict(type="Metaspace", replacement="▁", prepend_scheme="always", split=True)
@@ -143,8 +102,8 @@ def t5_json():
     return spec | dict(
         added_tokens=[added(i, t) for i, (t, _) in enumerate(vocab)
                       if t in SPECIAL["t5"] or t.startswith("<extra_id_")],
-        normalizer=dict(type="Precompiled", precompiled_charsmap=compile_charsmap(charsmap())),
-        pre_tokenizer=WHITE_METASPACE, post_processor=TEMPLATE, decoder=METASPACE)
+        pre_tokenizer=WHITE_METASPACE, post_processor=TEMPLATE, decoder=METASPACE,
+        **precompiled(charsmap("nmt_nfkc")))
 
 
 @pytest.fixture(scope="session")
@@ -167,6 +126,7 @@ VARIANTS = {
     "t5 metaspace only": dict(pre_tokenizer=METASPACE),
     "t5 unsplit": dict(pre_tokenizer=METASPACE | dict(split=False)),
     "t5 plain": dict(normalizer=None),
+    "t5 folded": precompiled(charsmap("nmt_nfkc_cf")),
     "t5 steps": dict(normalizer=dict(type="Sequence", normalizers=[
         dict(type="Strip", strip_left=False, strip_right=True),
         dict(type="Replace", pattern=dict(Regex=" {2,}"), content="\\1▁")])),
@@ -196,18 +156,22 @@ def assert_same(ours, lib, texts):
     assert not wrong, (len(wrong), ascii(wrong[0]), ours.encode(wrong[0]), lib.encode(wrong[0]).ids)
 
 
+def assert_normalized(ours, lib, texts):
+    wrong = [t for t in texts if ours.normalize(t) != lib.normalizer.normalize_str(t)]
+    assert not wrong, (len(wrong), ascii(wrong[0]))
+
+
 # ------------------------------------------------------------------------------ against the library
 
 def test_ids_equal_the_library_on_2500_texts(pair):
     ours, lib = pair
     assert_same(ours, lib, TEXTS)
     assert_same(ours, lib, TEXTS)                          # from the cache
-    for text in TEXTS if lib.normalizer else ():
-        assert ours.normalize(text) == lib.normalizer.normalize_str(text), ascii(text)
+    if lib.normalizer:
+        assert_normalized(ours, lib, TEXTS)
     assert len(ours) == lib.get_vocab_size()
-    for error, encode in ((UnicodeEncodeError, ours.encode), (TypeError, lib.encode)):
-        with pytest.raises(error):
-            encode("half an emoji \ud83d ?")                # both refuse it
+    with pytest.raises(UnicodeEncodeError):
+        ours.encode("half an emoji \ud83d ?")
     assert [ours.pad_id, ours.eos_id, ours.unk_id] == list(
         map(lib.token_to_id, ("<pad>", "</s>", "<unk>")))
 
@@ -223,9 +187,6 @@ def test_decoding_equals_the_library(pair):
     assert ours.decode(torch.tensor(rows[20])) == lib.decode(rows[20])
     if ours.bos_id is not None:                            # BART gives every text back
         assert all(ours.decode(row) == text for text, row in zip(TEXTS, rows) if "<" not in text)
-    for wrong in (len(ours), -100):
-        with pytest.raises(AssertionError, match=f"id {wrong} is not in the vocabulary of "):
-            ours.decode([5, wrong])
 
 
 def test_truncation_and_padding_equal_the_library(pair):
@@ -256,45 +217,26 @@ def test_every_character_is_split_as_the_library_splits(bart_json, tmp_path):
 
 def test_every_cluster_is_replaced_as_the_library_replaces(t5_json, tmp_path):
     ours, lib = both(tmp_path, t5_json)
-    for char in (assigned(1, 0x3400) + assigned(0xA000, 0xAC00) + assigned(0xF900, 0x20000)
-                 + assigned(0xE0000, 0xE0200)):
-        for text in (char, f"ª{char}Q{char}x", f"{char}\u0301", f"\u0600{char}\u0301",
-                     f"{char}ª\u0301"):
-            assert ours.normalize(text) == lib.normalizer.normalize_str(text), ascii(text)
-
-
-def test_sentencepieces_own_table(t5_json, tmp_path):
-    """nmt_nfkc itself, which T5 was published with; runs where sentencepiece is installed."""
-    spm = pytest.importorskip("sentencepiece")
-    proto = spm.SentencePieceNormalizer(rule_name="nmt_nfkc").serialized_model_proto()
-    # The table is the longest field (tag 2, bytes) of the model's normaliser: its length, then it.
-    at = proto.index(b"\x0a\x08nmt_nfkc\x12") + 11
-    size = proto[at] & 127 | (proto[at + 1] & 127) << 7 | proto[at + 2] << 14
-    at += 3
-    blob = base64.b64encode(proto[at:at + size]).decode()
-    ours, lib = both(tmp_path, t5_json | dict(
-        normalizer=dict(type="Precompiled", precompiled_charsmap=blob)))
-    assert size > 200_000 and ours.normalize("ﬁ①") == "fi1"
-    assert_same(ours, lib, TEXTS)
     rnd, pool = random.Random(2), assigned(1, 0x3400) + assigned(0xF900, 0x20000)
-    for text in ["".join(rnd.choices(pool, k=5)) for _ in range(20_000)]:
-        assert ours.normalize(text) == lib.normalizer.normalize_str(text), ascii(text)
+    assert_normalized(ours, lib, ["".join(rnd.choices(pool, k=5)) for _ in range(20_000)])
+    for start, stop in ((1, 0x3400), (0xA000, 0xAC00), (0xF900, 0x20000), (0xE0000, 0xE0200)):
+        for char in assigned(start, stop):
+            assert_normalized(ours, lib, (char, f"ª{char}Q{char}x", f"{char}\u0301",
+                                          f"\u0600{char}\u0301", f"{char}ª\u0301"))
 
 
 @pytest.mark.parametrize("kind", ["t5", "bart"])
 def test_flags_of_added_tokens(kind, tmp_path, t5_json, bart_json):
-    spec = json.loads(json.dumps(t5_json if kind == "t5" else bart_json))
+    spec = copy.deepcopy(t5_json if kind == "t5" else bart_json)
+    tokens = {"<l>": dict(lstrip=True), "<r>": dict(rstrip=True), "<l><r>": {},
+              "<lr>": dict(lstrip=True, rstrip=True), "plain": dict(special=False),
+              "ＮＯＲＭ": dict(normalized=True, special=False, lstrip=True),
+              "<\u0301": dict(normalized=True), "<l>a": dict(normalized=True)}
     n = tokenizers.Tokenizer.from_str(json.dumps(spec)).get_vocab_size()
-    spec["added_tokens"] += [
-        added(n, "<l>", lstrip=True), added(n + 1, "<r>", rstrip=True),
-        added(n + 2, "<lr>", lstrip=True, rstrip=True), added(n + 3, "<l><r>"),
-        added(n + 4, "ＮＯＲＭ", normalized=True, special=False, lstrip=True),
-        added(n + 5, "plain", special=False), added(n + 6, "<\u0301", normalized=True),
-        added(n + 7, "<l>a", normalized=True)]
+    spec["added_tokens"] += [added(i, text, **tokens[text]) for i, text in enumerate(tokens, n)]
     ours, lib = both(tmp_path, spec)
     rnd = random.Random(3)
-    parts = ["<l>", "<r>", "<lr>", "<l><r>", "ＮＯＲＭ", "NORM", "plain", "<\u0301", "<mask>",
-             "<s>", "a", "\u00e9"]
+    parts = [*tokens, "NORM", "<mask>", "<s>", "a", "\u00e9"]
     gaps = ["", " ", "\n\u3000 ", "\x1c"]
     texts = ["".join(rnd.choice(parts) + rnd.choice(gaps) for _ in range(5)) for _ in range(2000)]
     assert_same(ours, lib, texts)
@@ -364,34 +306,11 @@ def test_a_long_word_takes_no_longer_than_many_short_ones(tmp_path):
         assert ids[1:-1] == lib.encode(text).ids and ours.decode(ids) == text
 
 
-def test_transformers_reads_the_same_folders(tmp_path, bart_json, t5_json):
-    transformers = pytest.importorskip("transformers")
-    texts = [t for t in TEXTS if "<mask>" not in t]        # it loses <mask>'s lstrip on loading
-    ours, lib = both(tmp_path / "bart", bart_json)
-    theirs = transformers.BartTokenizerFast.from_pretrained(tmp_path / "bart")
-    assert [ours.encode(t) for t in texts] == theirs(texts)["input_ids"]
-    ours, _ = both(tmp_path / "t5", t5_json | dict(normalizer=None))   # nor does it keep a charsmap
-    theirs = transformers.T5TokenizerFast.from_pretrained(tmp_path / "t5")
-    assert [ours.encode(t) for t in texts] == theirs(texts)["input_ids"]
-
-
 # ------------------------------------------------------------------------------------ by hand
 
 def unigram(vocab, **other):
     vocab = [["<pad>", 0.0], ["</s>", 0.0], ["<unk>", 0.0], *vocab]
     return dict(model=dict(type="Unigram", unk_id=2, vocab=vocab), pre_tokenizer=METASPACE) | other
-
-
-def test_viterbi_by_hand(tmp_path):
-    """▁ab: -1 -2.5 = -3.5 as ▁ + ab, -3 -1 = -4 as ▁a + b. x, y are unknown, and become one."""
-    tok = load_tokenizer(write(tmp_path, unigram(
-        [["▁", -1.0], ["ab", -2.5], ["▁a", -3.0], ["b", -1.0]])))
-    assert tok.encode("ab") == [3, 4, 1]
-    assert tok.encode("ab b") == [3, 4, 3, 6, 1]
-    assert tok.encode("xyb") == [3, 2, 6, 1]
-    assert tok.encode("") == [1]
-    assert tok.decode([3, 4, 3, 6, 1]) == "ab b</s>"       # the file names no special token
-    assert (tok.bos_id, tok.pad_id, tok.unk_id, len(tok)) == (None, 0, 2, 7)
 
 
 @pytest.mark.parametrize("text, vocab, pieces, split", [
@@ -423,15 +342,13 @@ def test_bpe_by_hand(tmp_path):
 
 
 def test_a_word_is_cut_once_and_the_memory_is_bounded(tmp_path, bart_json, monkeypatch):
-    ours, _ = both(tmp_path, bart_json)
-    wanted = [ours.encode(text) for text in TEXTS[:300]]
-    cut = ours.segment.cache_info().misses
-    assert [ours.encode(text) for text in TEXTS[:300]] == wanted
-    assert ours.segment.cache_info().misses == cut > 0
     monkeypatch.setattr(tokenizer, "CACHE", 5)
-    ours = load_tokenizer(tmp_path)
-    assert [ours.encode(text) for text in TEXTS[:300]] == wanted
+    ours, lib = both(tmp_path, bart_json)
+    assert_same(ours, lib, TEXTS[:300])
     assert ours.segment.cache_info().currsize == 5
+    cut = ours.segment.cache_info().misses
+    ours.encode("a a" + " a" * 50)
+    assert ours.segment.cache_info().misses <= cut + 2
 
 
 # -------------------------------------------------------------------------------------- errors
@@ -442,25 +359,19 @@ def refused(folder, message, file="tokenizer.json"):
 
 
 def test_missing_and_unreadable_files_are_named(tmp_path):
-    for present in ("nothing", "vocab.json", "merges.txt"):
-        (tmp_path / present).mkdir()
-        (tmp_path / present / present).write_text("{}")
-        refused(tmp_path / present, "neither tokenizer.json nor vocab.json with", present)
+    with pytest.raises(FileNotFoundError, match="tokenizer.json"):
+        load_tokenizer(tmp_path)
     for content in (b"{", b"[1]", b"{}", b"", b"\xff\xfe", b"[" * 100_000):
         (tmp_path / "tokenizer.json").write_bytes(content)
         refused(tmp_path, "")
 
 
-def precompiled(blob):
-    return dict(normalizer=dict(type="Precompiled", precompiled_charsmap=blob))
-
-
 @pytest.mark.parametrize("change, message", [
-    (dict(model=dict(type="WordPiece")), "'type' should be one of 'BPE', 'Unigram', not 'Word"),
+    (dict(model=dict(type="WordLevel")), "'type' should be one of 'BPE', .*, not 'WordLevel'"),
     (dict(normalizer=dict(type="Nmt")), "'type' should be one of .*, not 'Nmt'"),
     (dict(normalizer=dict(type="Replace", pattern=dict(Regex="("), content="")), "'Regex' should"),
     (precompiled("AAAA"), "precompiled_charsmap is cut short"), (precompiled("?"), "base64"),
-    (dict(pre_tokenizer=dict(type="Whitespace")), "pre_tokenizer Whitespace is not supported"),
+    (dict(pre_tokenizer=dict(type="Whitespace")), "'Metaspace', not 'Whitespace'"),
     (dict(pre_tokenizer=METASPACE | dict(prepend_scheme="first")), "'prepend_scheme' .* 'first'"),
     (dict(post_processor=dict(single=[{}])), ""), (dict(pre_tokenizer=None), "None"),
     (dict(decoder=dict(type="BPE")), "'type' should be one of 'Metaspace'"),
@@ -472,7 +383,7 @@ def precompiled(blob):
     (dict(model=dict(type="Unigram")), "'unk_id' is missing"), (unigram([["a"]]), "not enough"),
     (unigram([["a", "much"]]), r"vocab\[3\] = \['a', 'much'\] is not a piece"),
     (unigram([["a", float("nan")]]), r"vocab\[3\] = \['a', nan\] is not a piece"),
-    (dict(added_tokens=[], model=dict(unk_id=0, vocab=[["<pad>", 0.0]])), "lacks </s> <unk>"),
+    (dict(added_tokens=[], model=dict(unk_id=0, vocab=[["<pad>", 0.0]])), "'<unk>' is missing"),
     (dict(model=dict(type="Unigram", unk_id=900, vocab=[["<pad>", 0.0]])), ""),
 ])
 def test_unknown_settings_and_malformed_files_are_refused(change, message, tmp_path, t5_json):
@@ -490,6 +401,9 @@ def test_malformed_bart_files_are_named(tmp_path):
         refused(tmp_path, message, "vocab.json")
     (tmp_path / "merges.txt").write_bytes(b"\xff")
     refused(tmp_path, "", "merges.txt")
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(FileNotFoundError, match="merges.txt"):
+        load_tokenizer(tmp_path)
 
 
 def test_a_damaged_charsmap_is_refused_or_harmless(t5_json):
