@@ -16,12 +16,14 @@ Two things decide what such a tower learns, because it ignores whatever it can d
     python -m pytest tests/test_pretrain.py
 
 Axes: B pictures, O objects a caption, D width of the text tower, E the shared width, N grid tokens,
-F their width, C cells (3 x 3), each of which covers 2 x 2 tokens.
+F their width.
 """
 import argparse
 import json
 import math
+from collections.abc import Callable
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from random import Random
 
@@ -30,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from clip_encoder import MEAN, STD, ViT
@@ -42,33 +44,42 @@ from world.shapes import (COLOR, FIELDS, HELD_OUT, KIND, PLACE, PLACES, SIZE, Sc
                           random_scene, render)
 
 FOLDER = Path(__file__).parent.parent / "weights/tiny-clip"
-LR = 1.5e-3
 SHAPE = {"width": 128, "layers": 3, "heads": 4, "patch": 8, "size": 48, "out": 128}
+PAIRS = 32                                              # scenes a batch; each has a twin
 WORDS = [dict(zip((None, *words), range(10))) for words in FIELDS]     # word -> id; 0: left out
 # Which fields the captions of a batch name (kind, color, size, place): one row a batch, drawn
 # evenly. Most leave the color out, the easy one: where it may help, the kind is learned late.
 NAMED = ((1, 0, 0, 0), (1, 0, 1, 0), (1, 0, 0, 1), (1, 0, 0, 1), (1, 0, 1, 1),
          (0, 1, 0, 1), (0, 1, 1, 0), (1, 1, 1, 1))
+SIDE = {"height": SHAPE["size"], "width": SHAPE["size"]}
+CONFIG = {"model_type": "clip_vision_model", "architectures": ["CLIPVisionModelWithProjection"],
+          "projection_dim": SHAPE["out"], "hidden_size": SHAPE["width"],
+          "intermediate_size": 4 * SHAPE["width"], "num_hidden_layers": SHAPE["layers"],
+          "num_attention_heads": SHAPE["heads"], "patch_size": SHAPE["patch"],
+          "image_size": SHAPE["size"], "num_channels": 3, "hidden_act": "quick_gelu",
+          "layer_norm_eps": 1e-5}
+PREPROCESSOR = {"do_resize": True, "size": SIDE, "resample": 3, "do_center_crop": False,
+                "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
+                "image_mean": MEAN, "image_std": STD}
 
 
 # ---- pictures and their captions -----------------------------------------------------------------
-def resized(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.resize((SHAPE["size"],) * 2, Image.Resampling.BICUBIC))
+def pixels(pictures: list[Image.Image]) -> Tensor:
+    """Resized and normalised, (B, 3, 48, 48)."""
+    side = (SHAPE["size"], SHAPE["size"])
+    resized = np.stack([picture.resize(side, Image.Resampling.BICUBIC) for picture in pictures])
+    x = (torch.from_numpy(resized) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    return x.permute(0, 3, 1, 2)
 
 
 def draw_all(scenes: list[Scene], rng: Random) -> Tensor:
-    """Scenes as the tower meets them later, compressed and resized: uint8 (B, 48, 48, 3)."""
+    """Scenes as the tower meets them later, compressed and resized: (B, 3, 48, 48)."""
     pictures = []
     for scene in scenes:
         file = BytesIO()
         render(scene, rng).save(file, "JPEG", quality=90)
-        pictures.append(resized(Image.open(file)))
-    return torch.from_numpy(np.stack(pictures))
-
-
-def pixels(pictures: Tensor) -> Tensor:
-    """uint8 (B, 48, 48, 3) -> normalised (B, 3, 48, 48)."""
-    return ((pictures / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
+        pictures.append(Image.open(file))
+    return pixels(pictures)
 
 
 def twin(scene: Scene, rng: Random) -> Scene:
@@ -94,7 +105,7 @@ def word_ids(obj: tuple) -> list[int]:
     return [WORDS[field][word] for field, word in enumerate(obj)]
 
 
-def phrases(scenes: list[Scene], named=(1, 1, 1, 1)) -> Tensor:
+def phrases(scenes: list[Scene], named: tuple[int, ...]) -> Tensor:
     """The captions: word ids (B, O, 4), a row an object, sorted; fields not named and rows without
     an object are 0."""
     ids = torch.zeros(len(scenes), 5, 4, dtype=torch.long)
@@ -104,22 +115,14 @@ def phrases(scenes: list[Scene], named=(1, 1, 1, 1)) -> Tensor:
     return ids
 
 
-class Batches(IterableDataset):
-    """Endless batches of fresh pictures (B, 48, 48, 3) and captions (B, O, 4): scenes, half of them
-    of one or two objects, each followed by its twin. Never a held-out pair."""
-
-    def __init__(self, pairs: int, seed: int):
-        self.pairs, self.seed = pairs, seed
-
-    def __iter__(self):
-        rng = Random(self.seed)
-        while True:
-            scenes = []
-            for _ in range(self.pairs):
-                scene = random_scene(rng, False, pick(rng, (2, 5)))
-                scenes += [scene, twin(scene, rng)]
-            pictures = draw_all(scenes, rng)
-            yield pictures, phrases(scenes, pick(rng, NAMED))
+def draw_batch(rng: Random) -> tuple[Tensor, Tensor]:
+    """Fresh pictures (B, 3, 48, 48) and captions (B, O, 4): scenes, half of them of one or two
+    objects, each followed by its twin. Never a held-out pair."""
+    scenes = []
+    for _ in range(PAIRS):
+        scene = random_scene(rng, False, pick(rng, (2, 5)))
+        scenes += [scene, twin(scene, rng)]
+    return draw_all(scenes, rng), phrases(scenes, pick(rng, NAMED))
 
 
 # ---- the model -----------------------------------------------------------------------------------
@@ -140,19 +143,6 @@ class TextTower(nn.Module):
         return self.caption((self.phrase(words) * there).sum(1))                         # B, E
 
 
-def image_vectors(vit: ViT, pictures: Tensor) -> Tensor:
-    """vit(pictures)[1], (B, E), without the last block's outputs at the patches: only its class
-    token is read."""
-    x, _ = vit.embed(pictures)                                                           # B, 1+N, F
-    for block in vit.blocks[:-1]:
-        x = block(x)
-    last = vit.blocks[-1]
-    h = last.norm1(x)
-    x = x[:, :1] + last.attn(h[:, :1], h)                                                # B, 1, F
-    x = x + last.down(last.act(last.up(last.norm2(x))))
-    return vit.project(vit.norm_post(x[:, 0]))
-
-
 def contrast(a: Tensor, b: Tensor, ids: Tensor, scale: Tensor) -> Tensor:
     """CLIP's loss; where several captions of a batch are the same, all of them are right. The
     least possible value, the entropy of the targets, is subtracted."""
@@ -161,58 +151,6 @@ def contrast(a: Tensor, b: Tensor, ids: Tensor, scale: Tensor) -> Tensor:
     same = same / same.sum(1, keepdim=True)
     least = -(same * same.clamp(min=1e-9).log()).sum(1).mean()
     return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2 - least
-
-
-# ---- what has it learned? ------------------------------------------------------------------------
-@torch.no_grad()
-def retrieval(vit: ViT, text: TextTower, count: int = 512) -> float:
-    """How often a picture's own caption is the nearest of `count`, held-out pairs included."""
-    rng = Random("retrieval")
-    scenes = [random_scene(rng, True) for _ in range(count)]
-    a = F.normalize(vit(pixels(draw_all(scenes, rng)))[1], dim=-1)
-    b = F.normalize(text(phrases(scenes)), dim=-1)
-    return ((a @ b.T).argmax(1) == torch.arange(count)).float().mean().item()
-
-
-@torch.no_grad()
-def cells(vit: ViT, held_out: bool, count: int) -> tuple[Tensor, Tensor]:
-    """Features of the grid's cells (count C, 4 F); their word ids (count C, 4), empty: 0."""
-    rng = Random(f"probe {held_out}")
-    scenes = [random_scene(rng, held_out) for _ in range(count)]
-    parts = pixels(draw_all(scenes, rng)).split(250)
-    grid = torch.cat([vit.encode(part) for part in parts])                               # B, N, F
-    grid = grid.unflatten(1, (3, 2, 3, 2)).permute(0, 1, 3, 2, 4, 5)      # B, 3, 3, 2, 2, F
-    ids = torch.zeros(count, 9, 4, dtype=torch.long)
-    for i, scene in enumerate(scenes):
-        for obj in scene:
-            ids[i, PLACES.index(obj[PLACE])] = torch.tensor(word_ids(obj))
-    return grid.flatten(3).flatten(0, 2), ids.flatten(0, 1)
-
-
-def probe(vit: ViT, count: int = 1500) -> dict[str, float]:
-    """Accuracy of a linear classifier (ridge) on a cell's four tokens, fitted without held-out
-    pairs, tested on fresh scenes; "held": on the objects of held-out pairs alone."""
-    (x, ids), (x_test, ids_test) = cells(vit, False, count), cells(vit, True, count // 2)
-    mean, std = x.mean(0), x.std(0) + 1e-6
-    x, x_test = (F.pad((each - mean) / std, (0, 1), value=1.0) for each in (x, x_test))  # the bias
-    pairs = [(WORDS[KIND][kind], WORDS[COLOR][color]) for color, kind in HELD_OUT]
-    held = torch.tensor([tuple(pair) in pairs for pair in ids_test[:, :2].tolist()])
-    found = {}
-    for name, field in (("kind", KIND), ("color", COLOR), ("size", SIZE), ("empty", PLACE)):
-        labels, wanted = ids[:, field], ids_test[:, field]
-        fit, test = ids[:, PLACE] > 0, ids_test[:, PLACE] > 0         # the cells that hold objects
-        if name == "empty":
-            labels, wanted = (labels > 0).long(), (wanted > 0).long()
-            fit, test = torch.ones_like(fit), torch.ones_like(test)     # every cell
-        a = x[fit]
-        # Ridge regression onto one-hot labels Y: W = (A^T A + 30 I)^-1 A^T Y.
-        w = torch.linalg.solve(a.T @ a + 30 * torch.eye(a.shape[1]),
-                               a.T @ F.one_hot(labels[fit]).float())
-        right = ((x_test @ w).argmax(1) == wanted).float()
-        found[name] = right[test].mean().item()
-        if name in ("kind", "color"):
-            found[f"{name}, held"] = right[held].mean().item()
-    return {name: round(value, 3) for name, value in found.items()}
 
 
 @torch.no_grad()
@@ -225,75 +163,99 @@ def center(vit: ViT, stories: int = 400) -> None:
     """
     rng, frames = Random("center"), []
     for _ in range(stories):
-        frames += map(resized, moving.render(moving.random_story(rng, False), rng))
-    parts = pixels(torch.from_numpy(np.stack(frames))).split(250)
-    mean = torch.cat([vit(part)[1] for part in parts]).mean(0)                           # E
-    vit.norm_post.bias -= torch.linalg.solve(vit.project.weight, mean)
+        frames += moving.render(moving.random_story(rng, False), rng)
+    vectors = [vit(part)[1] for part in pixels(frames).split(250)]
+    vit.norm_post.bias -= torch.linalg.solve(vit.project.weight, torch.cat(vectors).mean(0))
+
+
+# ---- what has it learned? ------------------------------------------------------------------------
+@torch.no_grad()
+def objects_seen(vit: ViT, held_out: bool, count: int) -> tuple[Tensor, Tensor]:
+    """Of every object in `count` scenes the four tokens of its cell (objects, 4 F), and its word
+    ids (objects, 4)."""
+    rng = Random(f"probe {held_out}")
+    scenes = [random_scene(rng, held_out) for _ in range(count)]
+    grid = torch.cat([vit.encode(part) for part in draw_all(scenes, rng).split(250)])    # B, N, F
+    cells = grid.unflatten(1, (3, 2, 3, 2)).permute(0, 1, 3, 2, 4, 5)     # B, 3, 3, 2, 2, F
+    cells = cells.flatten(3).flatten(1, 2)                                # B, 9, 4 F
+    x, ids = [], []
+    for scene, features in zip(scenes, cells):
+        x += [features[PLACES.index(obj[PLACE])] for obj in scene]
+        ids += map(word_ids, scene)
+    return torch.stack(x), torch.tensor(ids)
+
+
+def probe(vit: ViT, count: int = 1500) -> dict[str, float]:
+    """Accuracy of a linear classifier (ridge) on the tokens of an object's cell, fitted without
+    held-out pairs, tested on fresh scenes; "held": on the objects of held-out pairs alone."""
+    (x, ids), (x_test, ids_test) = objects_seen(vit, False, count), objects_seen(vit, True, count)
+    mean, std = x.mean(0), x.std(0) + 1e-6
+    x, x_test = (F.pad((each - mean) / std, (0, 1), value=1.0) for each in (x, x_test))  # the bias
+    # Ridge regression onto one-hot labels Y: W = (X^T X + 30 I)^-1 X^T Y.
+    gram = x.T @ x + 30 * torch.eye(x.shape[1])
+    pairs = [[WORDS[KIND][kind], WORDS[COLOR][color]] for color, kind in HELD_OUT]
+    held = torch.tensor([pair in pairs for pair in ids_test[:, :2].tolist()])
+    found = {}
+    for name, field in (("kind", KIND), ("color", COLOR), ("size", SIZE)):
+        w = torch.linalg.solve(gram, x.T @ F.one_hot(ids[:, field]).float())
+        right = ((x_test @ w).argmax(1) == ids_test[:, field]).float()
+        found |= {name: right.mean().item(), f"{name}, held": right[held].mean().item()}
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 # ---- training ------------------------------------------------------------------------------------
-def save_clip(vit: ViT, folder: Path, card: dict) -> None:
-    """A folder in the published layout (weights in fp16), and card.json with what was measured."""
-    side = {"height": SHAPE["size"], "width": SHAPE["size"]}
-    files = {"config": {"model_type": "clip_vision_model", "projection_dim": SHAPE["out"],
-                        "architectures": ["CLIPVisionModelWithProjection"],
-                        "hidden_size": SHAPE["width"], "intermediate_size": 4 * SHAPE["width"],
-                        "num_hidden_layers": SHAPE["layers"],
-                        "num_attention_heads": SHAPE["heads"], "patch_size": SHAPE["patch"],
-                        "image_size": SHAPE["size"], "num_channels": 3,
-                        "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
-             "preprocessor_config": {"do_resize": True, "size": side, "resample": 3,
-                                     "do_center_crop": False, "do_rescale": True,
-                                     "rescale_factor": 1 / 255, "do_normalize": True,
-                                     "image_mean": MEAN, "image_std": STD},
-             "card": card}
-    tensors = weights.published(vit, HUGGING_FACE)
-    weights.write(folder / "model.safetensors",
-                  {name: tensor.half() for name, tensor in tensors.items()}, {"format": "pt"})
+def fit(name: str, optimizer: torch.optim.Optimizer, steps: int,
+        schedule: Callable[[int], float], loss_of: Callable[[int], Tensor]) -> None:
+    """Trains. schedule: step -> factor of the learning rates; loss_of: step -> loss of a batch."""
+    scheduler, bar = LambdaLR(optimizer, schedule), tqdm(range(steps), name)
+    parameters = [*chain(*(group["params"] for group in optimizer.param_groups))]
+    for step in bar:
+        loss = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        scheduler.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}")
+
+
+def save(model: nn.Module, table: weights.Table, folder: Path, **files: dict) -> None:
+    """A folder in the published layout, weights in fp16. files: name -> content, of .json files."""
+    tensors = {name: tensor.half() for name, tensor in weights.published(model, table).items()}
+    weights.write(folder / weights.WHOLE, tensors, {"format": "pt"})
     for name, content in files.items():
         (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def save_clip(vit: ViT, folder: Path, card: dict) -> None:
+    save(vit, HUGGING_FACE, folder, config=CONFIG, preprocessor_config=PREPROCESSOR, card=card)
 
 
 @program
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m world.pretrain_clip", description="The tiny CLIP.")
     parser.add_argument("--steps", type=int, default=6500)
-    parser.add_argument("--pairs", type=int, default=32, help="scenes a batch; each has a twin")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write to")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)                             # sums do not depend on the machine
-    torch.manual_seed(args.seed)
-    vit, text = ViT(**SHAPE), TextTower(128, SHAPE["out"])
+    torch.manual_seed(0)
+    rng, vit, text = Random(0), ViT(**SHAPE), TextTower(128, SHAPE["out"])
     untrained = probe(vit)
     scale = nn.Parameter(torch.tensor(math.log(14.0)))
-    params = [*vit.parameters(), *text.parameters(), scale]
-    optimizer = torch.optim.AdamW(params, lr=LR, betas=(0.9, 0.98), weight_decay=0.05)
-    batches = DataLoader(Batches(args.pairs, args.seed), batch_size=None, num_workers=1,
-                         prefetch_factor=8)
-    bar = tqdm(zip(range(args.steps), batches), "tiny-clip", args.steps)
-    mean_loss = None
-    for step, (pictures, ids) in bar:
-        # 200 steps of warm-up times half a cosine
-        cosine = (1 + math.cos(math.pi * step / args.steps)) / 2
-        for group in optimizer.param_groups:
-            group["lr"] = LR * min(1, (step + 1) / 200) * cosine
-        loss = contrast(image_vectors(vit, pixels(pictures)), text(ids), ids,
-                        scale.exp().clamp(max=100))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(params, 1.0)
-        optimizer.step()
-        mean_loss = loss.item() if mean_loss is None else 0.98 * mean_loss + 0.02 * loss.item()
-        bar.set_postfix(loss=f"{mean_loss:.3f}")
-        if (step + 1) % 500 == 0:
-            bar.write(f"{step + 1} {mean_loss:.3f} retrieval {retrieval(vit, text):.3f} "
-                      f"{probe(vit)}")
-    card = {"made by": f"python -m world.pretrain_clip --steps {args.steps}", "steps": args.steps,
-            "pictures seen": 2 * args.pairs * args.steps, "loss": round(mean_loss, 3),
-            "retrieval of 512": round(retrieval(vit, text), 3), "linear probe": probe(vit),
+    optimizer = torch.optim.AdamW([*vit.parameters(), *text.parameters(), scale], lr=1.5e-3,
+                                  betas=(0.9, 0.98), weight_decay=0.05)
+
+    def schedule(step: int) -> float:                    # 200 steps of warm-up times half a cosine
+        return min(1, (step + 1) / 200) * (1 + math.cos(math.pi * step / args.steps)) / 2
+
+    def loss_of(step: int) -> Tensor:
+        pictures, ids = draw_batch(rng)
+        return contrast(vit(pictures)[1], text(ids), ids, scale.exp().clamp(max=100))
+    fit("tiny-clip", optimizer, args.steps, schedule, loss_of)
+    card = {"made by": f"python -m world.pretrain_clip --steps {args.steps}",
+            "pictures seen": 2 * PAIRS * args.steps, "linear probe": probe(vit),
             "linear probe, untrained": untrained,
-            "parameters": sum(param.numel() for param in vit.parameters())}
+            "parameters": sum(parameter.numel() for parameter in vit.parameters())}
     center(vit)
     save_clip(vit, args.out, card)
     print(json.dumps(card, indent=1))

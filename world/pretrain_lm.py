@@ -27,28 +27,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 import data
 import t5
 from model import token_loss
-from support import weights
 from support.gate import program
-from support.published_lm import load_lm, table
+from support.published_lm import BART_FIELDS, T5_FIELDS, load_lm, table
 from support.tokenizer import byte_chars, load_tokenizer
 from world import moving, scenes
+from world.pretrain_clip import fit, save
 from world.shapes import NEAR, NUMBERS, PLACE, PLACES, Scene, captions, describe, pick
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
-RECIPES = {"bart": ("tiny-bart", 12000, 1.5e-3),            # folder, steps, learning rate
-           "t5": ("tiny-t5", 6000, 1.5e-3),
-           "video": ("tiny-bart-video", 9500, 1e-3)}
+RECIPES = {               # folder, dialect, steps, learning rate, positions, noise, clips to read
+    "bart": ("tiny-bart", "bart", 12000, 1.5e-3, 130, 0.3, 0),
+    "t5": ("tiny-t5", "t5", 6000, 1.5e-3, 130, 0.5, 0),     # its order embedding is noise, too
+    "video": ("tiny-bart-video", "bart", 9500, 1e-3, 602, 0.3, 12000)}
+BATCH = 64
 WORD = re.compile(r" ?[a-z<>_]+| ?[0-9]+| ?[^a-z0-9\s]+")   # GPT-2's split rule on the world's text
 MARKS = ("first", "second")                                 # nlvr: which of the two pictures
 SHORT = ("vqa",) * 6 + ("gqa",) * 7 + ("nlvr",) * 5         # answers of a word or two
 LONG = ("caption", "list")                                  # "list": name all that is there
 CLIP_TASKS = ("tvqa",) * 3 + ("how2qa",) * 2 + ("tvc", "yc2c")
-SHORT_TEXT, LONG_TEXT = 130, 602                            # positions, two more than tokens
 MOMENTS = ("begins", "goes on", "ends")                     # of a clip's shot, frame by frame
 SIZE_WORDS = {moving.NEAR: "large", moving.HALFWAY: "", moving.FAR: "small"}
 
@@ -57,17 +57,14 @@ SIZE_WORDS = {moving.NEAR: "large", moving.HALFWAY: "", moving.FAR: "small"}
 def word_counts(rng: Random, items: int = 4000, more: Iterable[str] = ()) -> Counter:
     """Every word that the world (and `more`) can say, with and without a space before it, and how
     often."""
-    counts = Counter()
-    for text in more:
-        counts.update(WORD.findall(text))
+    texts = [*more]
     for task in scenes.TASKS:
         for _ in range(items):
             item = scenes.example(task, rng, True)
-            texts = [data.TASKS[task].prefix + item.text, item.answer]
+            texts += [data.TASKS[task].prefix + item.text, item.answer]
             for scene in item.scenes:
                 texts += [*captions(scene, rng), ", ".join(describe(scene))]
-            for text in texts:
-                counts.update(WORD.findall(text))
+    counts = Counter(chain(*map(WORD.findall, texts)))
     for answer, near in NEAR.items():
         counts.update(" ".join((answer, *near)).split())
     counts.update([*MARKS, "list", "scene", "true", "false", *NUMBERS, *"0123456789"])
@@ -79,23 +76,18 @@ def word_counts(rng: Random, items: int = 4000, more: Iterable[str] = ()) -> Cou
 def write_bpe(folder: Path, counts: Counter) -> None:
     """vocab.json and merges.txt (Sennrich et al. 2016): the most frequent pair is merged until
     every word is one token. Other text falls apart into bytes; nothing is unknown."""
-    letters = byte_chars()
-    words, merges = {}, []
-    for word in counts:
-        words[word] = [letters[byte] for byte in word.encode()]
-    while any(len(pieces) > 1 for pieces in words.values()):
+    letters, words, merges = byte_chars(), {}, []
+    for word in counts:                                     # every piece has its own two spaces
+        words[word] = "".join(f" {letters[byte]} " for byte in word.encode())
+    while any("  " in spelt for spelt in words.values()):
         pairs = Counter()
-        for word, pieces in words.items():
-            for pair in zip(pieces, pieces[1:]):
+        for word, spelt in words.items():
+            for pair in zip(spelt.split(), spelt.split()[1:]):
                 pairs[pair] += counts[word]
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        first, second = best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
-        for pieces in words.values():
-            i = 0
-            while i < len(pieces) - 1:
-                if (pieces[i], pieces[i + 1]) == best:
-                    pieces[i:i + 2] = ["".join(best)]
-                i += 1
+        for word, spelt in words.items():
+            words[word] = spelt.replace(f" {first}  {second} ", f" {first}{second} ")
     vocab = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, *map("".join, merges)]
     ids = {token: i for i, token in enumerate(dict.fromkeys(vocab))}
     (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False))
@@ -137,22 +129,20 @@ class Clips:
 
     def __init__(self, count: int, seed: int):
         with TemporaryDirectory() as folder:
-            moving.build(Path(folder) / "video", count, seed + 1, drawn=False)   # 0: the built-in
+            moving.build(Path(folder) / "video", count, seed, drawn=False)
             self.shots = json.loads((Path(folder) / "video/stories.json").read_text())
-            self.examples = {}
-            for task in moving.TASKS:
-                for split in ("train", "val"):
-                    # As training on the built-in clips shows them (config.py, subtitles).
-                    self.examples[task, split] = data.load_examples(task, split, folder, "span")
+            # As training on the built-in clips shows them (config.py, subtitles).
+            self.examples = {(task, split): data.load_examples(task, split, folder, "span")
+                             for task, split in product(moving.TASKS, ("train", "val"))}
 
     def texts(self) -> list[str]:
         """All that its tasks say."""
-        questions, answers = [], []
+        questions, answers = [], [" ".join(MOMENTS)] * 1000
         for task in moving.TASKS:
             for ex in self.examples[task, "train"][:4000]:
                 questions.append(f"{ex.context} {ex.text} {data.TASKS[task].prefix}")
                 answers += ex.targets
-        return questions + answers + [" ".join(MOMENTS)] * 1000
+        return questions + answers
 
 
 def offered(text: str, choice: str) -> str:
@@ -166,7 +156,6 @@ class Reader:
     def __init__(self, folder: Path, clips: Clips | None = None):
         self.tokenizer, self.clips = load_tokenizer(folder), clips
         self.easy = 0.0                                     # share of easy examples of clips
-        self.mask = self.tokenizer.ids.get("<mask>", self.tokenizer.unk_id)
 
     def ids(self, text: str) -> list[int]:
         return data.token_ids(self.tokenizer, text, None)   # remembered: do not change the list
@@ -192,30 +181,6 @@ class Reader:
         rng.shuffle(bags)
         return bags
 
-    def clip(self, rng: Random, task: str, split: str) -> tuple[list, list, list]:
-        """A bag a frame, which knows its moment and what it shows. In easy training examples the
-        right answer is all that there is to see."""
-        ex = pick(rng, self.clips.examples[task, split])
-        answer, shots = pick(rng, tuple(ex.targets)), self.clips.shots[ex.images[0]]
-        right = None
-        if f"{answer}: " in ex.text and split == "train" and rng.random() < self.easy:
-            right = offered(ex.text, answer)
-        bags = []
-        for order, (kind, color, motion) in zip(moving.ORDER, shots):
-            if right in (None, kind, color, motion):
-                for moment, radius in zip(MOMENTS, moving.MOTIONS[motion]):
-                    size = SIZE_WORDS[radius]
-                    bags.append(self.phrase(f"{order} {moment} {size} {color} {kind}"))
-        return data.text_ids(ex, self.tokenizer), bags, self.ids(answer)
-
-    def choice(self, rng: Random) -> tuple[list, None, list]:
-        """Which of the choices is it? Text alone: "star a0: cross. a1: star. tvqa:"."""
-        task = pick(rng, ("tvqa", "how2qa"))
-        ex = pick(rng, self.clips.examples[task, "train"])
-        (answer,) = ex.targets
-        text = f"{offered(ex.text, answer)} {ex.text[ex.text.index('a0:'):]} {task}:"
-        return self.ids(text), None, self.ids(answer)
-
     def described(self, rng: Random, task: str, shown: tuple[Scene, ...], text: str) -> list[int]:
         """A question with its scenes in words: "vqa: is there a star? scene: left red star"."""
         text += " scene:"
@@ -230,15 +195,34 @@ class Reader:
         if task == "list":                                  # BART's and T5's own task: denoising
             for i in range(5, len(ids) - 1):
                 if rng.random() < 0.1:
-                    ids[i] = self.mask
+                    ids[i] = self.tokenizer.ids.get("<mask>", self.tokenizer.unk_id)
         return ids
+
+    def clip(self, rng: Random, task: str, split: str) -> tuple[list, list, list]:
+        """A bag a frame, which knows its moment and what it shows. In easy training examples the
+        right answer is all that there is to see."""
+        ex = pick(rng, self.clips.examples[task, split])
+        answer, right = pick(rng, tuple(ex.targets)), None
+        if f"{answer}: " in ex.text and split == "train" and rng.random() < self.easy:
+            right = offered(ex.text, answer)
+        bags = []
+        for order, (kind, color, motion) in zip(moving.ORDER, self.clips.shots[ex.images[0]]):
+            if right in (None, kind, color, motion):
+                for moment, radius in zip(MOMENTS, moving.MOTIONS[motion]):
+                    size = SIZE_WORDS[radius]
+                    bags.append(self.phrase(f"{order} {moment} {size} {color} {kind}"))
+        return data.text_ids(ex, self.tokenizer), bags, self.ids(answer)
 
     def item(self, rng: Random, task: str, how: str, most: int) -> tuple[list, list | None, list]:
         """how: "plain" (all is text), "bags", "dense", or a split of the clips; most: objects."""
         if task in moving.TASKS:
             return self.clip(rng, task, how)
-        if task == "choice":
-            return self.choice(rng)
+        if task == "choice":                                # "star a0: cross. a1: star. tvqa:"
+            task = pick(rng, ("tvqa", "how2qa"))
+            ex = pick(rng, self.clips.examples[task, "train"])
+            (answer,) = ex.targets
+            text = f"{offered(ex.text, answer)} {ex.text[ex.text.index('a0:'):]} {task}:"
+            return self.ids(text), None, self.ids(answer)
         if task == "list":
             shown = scenes.example("caption", rng, True, most).scenes
             text, answer = "list: ", ", ".join(describe(shown[0]))
@@ -249,14 +233,14 @@ class Reader:
             return self.described(rng, task, shown, text), None, self.ids(answer)
         return self.ids(text), self.bags(shown, rng, how == "dense"), self.ids(answer)
 
-    def batch(self, rng: Random, tasks: tuple[str, ...], how: str, size: int, most: int = 5,
-              vary: bool = False) -> tuple[Tensor, Tensor | None, Tensor]:
-        """ids (B, L), bags (B, M, words) padded with -1 or None, labels (B, T). With `vary`, half
-        of the scenes may have fewer objects than `most`."""
+    def batch(self, rng: Random, tasks: tuple[str, ...], how: str, size: int,
+              most: int | None = None) -> tuple[Tensor, Tensor | None, Tensor]:
+        """ids (B, L), bags (B, M, words) padded with -1 or None, labels (B, T). most: objects of a
+        scene, or for half of the scenes fewer."""
         items = []
         for _ in range(size):
-            task, objects = pick(rng, tasks), most
-            if vary and rng.random() < 0.5:
+            task, objects = pick(rng, tasks), most or 5
+            if most and rng.random() < 0.5:
                 objects = 1 + int(rng.random() * most)
             items.append(self.item(rng, task, how, objects))
         texts, bags, answers = zip(*items)
@@ -305,7 +289,7 @@ def read_well(model: t5.EncoderDecoder, reader: Reader, count: int) -> dict[str,
     return found
 
 
-def lm_config(kind: str, vocab: int, positions: int = SHORT_TEXT) -> t5.Config:
+def lm_config(kind: str, vocab: int, positions: int = 130) -> t5.Config:
     """Small, and without BART's ban on repeated 3-grams: captions here repeat "at the top"."""
     size = {"vocab": vocab, "layers": (3, 2), "d_kv": 32, "dropout": 0.0, "no_repeat_ngram": 0}
     if kind == "bart":
@@ -313,18 +297,14 @@ def lm_config(kind: str, vocab: int, positions: int = SHORT_TEXT) -> t5.Config:
     return replace(t5.t5(128, 4, 256, 3, v11=True), **size)
 
 
-@torch.no_grad()
 def go_on(model: t5.EncoderDecoder, tokenizer, folder: Path) -> None:
     """Begins with an older model, which knows some of the words and of the positions."""
     before, known = dict(load_lm(folder).named_parameters()), load_tokenizer(folder).ids
-    rows = [(i, known[token]) for token, i in tokenizer.ids.items() if token in known]
-    new, old = map(torch.tensor, zip(*rows))
     for name, parameter in model.named_parameters():
-        if parameter.shape == before[name].shape:
-            parameter.copy_(before[name])
-        elif name == "shared.weight":
-            parameter[new] = before[name][old]
-        else:                                               # the tables of positions
+        if name == "shared.weight":
+            for token in tokenizer.ids.keys() & known.keys():
+                parameter[tokenizer.ids[token]] = before[name][known[token]]
+        else:                                               # the tables of positions are longer
             parameter[:len(before[name])] = before[name]
 
 
@@ -332,22 +312,15 @@ def go_on(model: t5.EncoderDecoder, tokenizer, folder: Path) -> None:
 def make_optimizer(model: t5.EncoderDecoder, lr: float) -> torch.optim.AdamW:
     """T5 folds the attention's scale into q: a step of Adam moves its scores sqrt(d_kv) times as
     far as BART's, and they never learn what to look for. So q's learning rate is folded, too."""
-    config = model.config
-    matrices, vectors, queries = [], [], []
+    groups = []
     for name, parameter in model.named_parameters():
-        if config.is_t5 and name.endswith(".q.weight"):
-            queries.append(parameter)
-        elif parameter.dim() > 1:
-            matrices.append(parameter)
-        else:
-            vectors.append(parameter)
-    groups = [{"params": matrices, "weight_decay": 0.01, "share": 1.0},
-              {"params": vectors, "weight_decay": 0.0, "share": 1.0},
-              {"params": queries, "weight_decay": 0.01, "share": config.d_kv ** -0.5}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
+        folded = model.config.is_t5 and name.endswith(".q.weight")
+        groups.append({"params": [parameter], "weight_decay": 0.01 if parameter.dim() > 1 else 0.0,
+                       "lr": lr * model.config.d_kv ** -0.5 if folded else lr})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
 
 
-def draw_batch(reader: Reader, rng: Random, done: float, size: int):
+def draw_batch(reader: Reader, rng: Random, done: float):
     """A batch for training; done: the share of the steps that are done."""
     most = min(5, 2 + int(4 * done / 0.3))                  # first scenes of one or two objects
     how = "bags"
@@ -361,32 +334,22 @@ def draw_batch(reader: Reader, rng: Random, done: float, size: int):
         reader.easy, choices = (0.8, 0.3) if done <= 1 / 3 else (0.2, 0.15)
         if rng.random() < choices:
             tasks, how = ("choice",), "plain"
-    return reader.batch(rng, tasks, how, size // 2 if how == "dense" else size, most, vary=True)
+    return reader.batch(rng, tasks, how, BATCH // 2 if how == "dense" else BATCH, most)
 
 
 def save_lm(model: t5.EncoderDecoder, kind: str, folder: Path, card: dict) -> None:
-    """The published layout: config.json, model.safetensors in fp16, the tokenizer's files."""
     c = model.config
-    fields = {"model_type": kind, "d_model": c.d, "vocab_size": c.vocab, "pad_token_id": c.pad,
-              "eos_token_id": c.eos, "decoder_start_token_id": c.start, "is_encoder_decoder": True}
     if kind == "bart":
-        fields |= {"dropout": c.dropout, "encoder_layers": c.layers[0],
-                   "decoder_layers": c.layers[1], "encoder_attention_heads": c.heads,
-                   "decoder_attention_heads": c.heads, "encoder_ffn_dim": c.ffn,
-                   "decoder_ffn_dim": c.ffn, "activation_function": c.activation,
-                   "max_position_embeddings": c.positions - 2, "bos_token_id": c.bos,
-                   "no_repeat_ngram_size": c.no_repeat_ngram, "early_stopping": c.early_stopping}
+        fields = {"encoder_layers": c.layers[0], "decoder_layers": c.layers[1],
+                  "decoder_attention_heads": c.heads, "decoder_ffn_dim": c.ffn,
+                  "max_position_embeddings": c.positions - 2}
     else:
-        fields |= {"dropout_rate": c.dropout, "num_layers": c.layers[0],
-                   "num_decoder_layers": c.layers[1], "num_heads": c.heads, "d_kv": c.d_kv,
-                   "d_ff": c.ffn, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
-                   "relative_attention_num_buckets": c.buckets,
-                   "relative_attention_max_distance": c.max_distance, "layer_norm_epsilon": c.eps}
-    tensors = weights.published(model, table(c))
-    weights.write(folder / "model.safetensors",
-                  {name: tensor.half() for name, tensor in tensors.items()})
-    for name, content in (("config", fields), ("card", card)):
-        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        fields = {"num_layers": c.layers[0], "num_decoder_layers": c.layers[1],
+                  "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    for theirs, (ours, _) in (BART_FIELDS if kind == "bart" else T5_FIELDS).items():
+        fields[theirs.removesuffix("?")] = getattr(c, ours)
+    save(model, table(c), folder, config={"model_type": kind, "is_encoder_decoder": True, **fields},
+         card=card)
 
 
 @program
@@ -394,54 +357,39 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m world.pretrain_lm", description="Tiny BART and T5.")
     parser.add_argument("model", choices=RECIPES)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--clips", type=int, default=12000, help="of video: clips to read about")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder to write to")
     args = parser.parse_args(argv)
-    name, steps, lr = RECIPES[args.model]
-    kind = "t5" if args.model == "t5" else "bart"
+    name, kind, steps, lr, positions, noise, clips = RECIPES[args.model]
     steps, folder = args.steps or steps, args.out or WEIGHTS / name
     folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)                                # sums do not depend on the machine
-    torch.manual_seed(args.seed)
-    rng, clips = Random(args.seed), None
-    if args.model == "video":
-        clips = Clips(args.clips, args.seed)
-    counts = word_counts(Random(0), more=clips.texts() if clips else ())
-    if kind == "bart":
-        write_bpe(folder, counts)
-    else:
-        write_unigram(folder, counts)
+    torch.manual_seed(0)
+    rng = Random(0)
+    clips = Clips(clips, seed=1) if clips else None         # seed 0 is the built-in data set's
+    write_tokenizer = {"bart": write_bpe, "t5": write_unigram}[kind]
+    write_tokenizer(folder, word_counts(Random(0), more=clips.texts() if clips else ()))
     reader = Reader(folder, clips)
-    positions = LONG_TEXT if clips else SHORT_TEXT
-    model = t5.EncoderDecoder(lm_config(kind, len(reader.tokenizer), positions)).init_weights()
-    noise = 0.3
-    if clips:
-        go_on(model, reader.tokenizer, WEIGHTS / "tiny-bart")
-    if kind == "t5":
-        noise = 0.5                                         # its order embedding is noise, too
-        with torch.no_grad():       # of std 1, embeddings learn slowly; the head, though untied,
-            model.head.weight.copy_(model.shared.weight * model.config.d ** -0.5)   # starts as
-            model.shared.weight.mul_(0.3)                                           # their copy
-    optimizer = make_optimizer(model, lr)
+    config = lm_config(kind, len(reader.tokenizer), positions)
+    model = t5.EncoderDecoder(config).init_weights()
+    with torch.no_grad():
+        if clips:
+            go_on(model, reader.tokenizer, WEIGHTS / "tiny-bart")
+        if config.is_t5:            # of std 1, embeddings learn slowly; the head, though untied,
+            model.head.weight.copy_(model.shared.weight * config.d ** -0.5)      # starts as
+            model.shared.weight.mul_(0.3)                                        # their copy
     warm = min(1000, 1 + steps // 10)
-    for step in tqdm(range(steps), name):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["share"] * min(
-                (step + 1) / warm, (steps - step) / max(1, steps - warm))
-        ids, bags, labels = draw_batch(reader, rng, step / steps, args.batch)
-        loss = token_loss(answer_logits(model, ids, bags, labels, noise), labels)        # B, T
-        loss = (loss.sum(1) / (labels != -100).sum(1) ** 0.7).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 500 == 0:
-            tqdm.write(f"{step + 1} {loss.item():.3f} {read_well(model, reader, 128)}")
+
+    def schedule(step: int) -> float:
+        return min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+
+    def loss_of(step: int) -> Tensor:
+        ids, bags, labels = draw_batch(reader, rng, step / steps)
+        loss = token_loss(answer_logits(model, ids, bags, labels, noise), labels)          # B, T
+        return (loss.sum(1) / (labels != -100).sum(1) ** 0.7).mean()
+    fit(name, make_optimizer(model, lr), steps, schedule, loss_of)
     save_lm(model, kind, folder, {
         "made by": f"python -m world.pretrain_lm {args.model} --steps {steps}",
-        "examples seen": f"{steps} batches of {args.batch} (dense ones half)",
+        "examples seen": f"{steps} batches of {BATCH} (dense ones half)",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "described scenes, % right": read_well(model, reader, 2000)})
 
