@@ -21,7 +21,6 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -31,11 +30,11 @@ from safetensors import SafetensorError
 try:
     import fcntl
 except ImportError:
-    fcntl = None
+    fcntl = None                                       # Windows: one process at a time, please
 
 # What damaged input makes of plain code, and what decoders call it.
 WRONG = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError,
-         RecursionError, MemoryError, EOFError, SyntaxError, RuntimeError, struct.error, zlib.error,
+         MemoryError, EOFError, SyntaxError, RuntimeError, OSError, struct.error, zlib.error,
          zipfile.BadZipFile, SafetensorError, Image.DecompressionBombError,
          tokenize.TokenError, SystemError)             # both of numpy, at headers of .npy files
 
@@ -46,23 +45,17 @@ class BadInput(ValueError):
 
 @contextmanager
 def reading(path: str | Path, record: int | str | None = None) -> Iterator[None]:
-    """Turns what goes wrong inside into BadInput("path, record 7: ...").
-
-    An OSError of the system (no such file, no permission) names its path itself and passes.
-    """
+    """Turns what goes wrong inside into BadInput("path, record 7: ...")."""
     try:
         yield
-    except BadInput:
-        raise                                          # an inner gate has said it already
-    except (*WRONG, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        where = str(path) if record is None else f"{path}, record {record!r}"
-        said = " ".join(str(error).split())
+    except WRONG as error:
+        system = isinstance(error, OSError) and error.errno is not None
+        if system or isinstance(error, BadInput):
+            raise                                      # no such file, or an inner gate: it is said
+        where = f"{path}" if record is None else f"{path}, record {record!r}"
+        said = " ".join(str(error).split()) or f"it cannot be read ({type(error).__name__})"
         if isinstance(error, KeyError):
             said = f"field {said} is missing"
-        elif isinstance(error, (RecursionError, MemoryError)) or not said:
-            said = f"it cannot be read ({type(error).__name__})"
         raise BadInput(f"{where}: {said}") from error
 
 
@@ -74,71 +67,53 @@ class Number(NamedTuple):
     high: float = math.inf
     whole: bool = False
 
-    def __str__(self) -> str:
-        said = "a whole number" if self.whole else "a number"
-        if self.low > -math.inf:
-            said += f" from {self.low:g}"
-        if self.high < math.inf:
-            said += f" to {self.high:g}"
-        return said
+
+NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list",
+         bool: "true or false"}
 
 
 def check(record: dict, table: dict[str, object]) -> list:
-    """The values of a record's fields, in the table's order; ValueError names the field.
+    """The values of a record's fields, in the table's order; AssertionError names the field.
 
-    A name may offer others ("sent|question": the first that is there) and end in "?" (may be
-    missing or null: None). What a value should be is a type or a tuple of types, a Number, a set
-    of allowed values, or a list with one of these in it: a list of such values.
+        text, label = check(record, {"sent|question": str, "label?": Number(0, 1)})
 
-        text, label = check(record, {"sent|question": str, "label": Number(0, 1)})
+    "a|b": the first that is there. "a?": may be missing or null (None). Right is a value of a type,
+    or of one of a tuple of types, in the range of a Number, or in a set; [str]: a list of these.
     """
     assert isinstance(record, dict), f"an object with fields should stand here, not {record!r:.60}"
     values = []
     for names, want in table.items():
-        name = names if names in record else first_name(record, names)
+        options = names.rstrip("?").split("|")
+        name = next((name for name in options if name in record), options[0])
         value = record.get(name)
-        if value is None and names.endswith("?"):
-            values.append(None)
-            continue
-        assert name in record, f"field {' or '.join(map(repr, names.split('|')))} is missing"
-        assert fits(value, want), f"{name!r} should be {told(want)}, not {value!r:.60}"
+        if value is not None or not names.endswith("?"):
+            assert name in record, f"field {' or '.join(map(repr, options))} is missing"
+            assert fits(value, want), f"{name!r} should be {told(want)}, not {value!r:.60}"
         values.append(value)
     return values
 
 
-def first_name(record: dict, names: str) -> str:
-    """Of "a|b?" the first that the record has."""
-    options = names.rstrip("?").split("|")
-    return next((name for name in options if name in record), options[0])
-
-
 def fits(value: object, want: object) -> bool:
-    if isinstance(value, str) and not value.isascii():
+    if isinstance(value, str):
         value.encode()                                 # half an emoji (a lone surrogate) raises
-    if type(value) is want:
-        return True
     if isinstance(want, list):
         return isinstance(value, list) and all(fits(one, want[0]) for one in value)
-    if isinstance(want, (set, frozenset)):
+    if isinstance(want, set):                          # True == 1 for Python, not for us
         return any(value == one and type(value) is type(one) for one in want)
     if isinstance(want, Number):
         number = type(value) is int or type(value) is float and not want.whole
         return number and math.isfinite(value) and want.low <= value <= want.high
-    if isinstance(value, bool):                        # True is an int for Python, not for us
-        return False
-    return isinstance(value, want)
+    return type(value) is want or isinstance(want, tuple) and type(value) in want
 
 
 def told(want: object) -> str:
     if isinstance(want, list):
         return f"a list, each {told(want[0])}"
-    if isinstance(want, (set, frozenset)):
-        return "one of " + ", ".join(map(repr, sorted(want, key=repr)))
-    if isinstance(want, tuple) and not isinstance(want, Number):
-        return " or ".join(map(told, want))
-    names = {str: "text", int: "a whole number", float: "a number", dict: "an object",
-             list: "a list", bool: "true or false"}
-    return names[want] if isinstance(want, type) else str(want)
+    if isinstance(want, set):
+        return "one of " + ", ".join(sorted(map(repr, want)))
+    if isinstance(want, Number):
+        return f"{NAMES[int if want.whole else float]} from {want.low:g} to {want.high:g}"
+    return " or ".join(map(told, want)) if isinstance(want, tuple) else NAMES[want]
 
 
 # ------------------------------------------------------------------------------------- files
@@ -149,11 +124,11 @@ def read_text(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
 
 
-def read_json(path: str | Path, kind: type = dict):
-    """The contents of a JSON file, an object unless another kind is named."""
+def read_json(path: str | Path) -> dict:
+    """The object that a JSON file holds."""
     with reading(path):
         content = json.loads(read_text(path))
-        assert isinstance(content, kind), f"it should hold {told(kind)}"
+        assert isinstance(content, dict), "it should hold an object"
         return content
 
 
@@ -176,14 +151,10 @@ def replace_file(path: str | Path, content: bytes | str) -> None:
 
 
 def lock(file: IO, wait: bool = False) -> bool:
-    """Holds an open file for this process alone, until it is closed or the process dies.
-
-    False if another process holds it; with `wait`, this one waits for its turn.
-    """
-    if fcntl is None:
-        return True                                    # Windows: one process at a time, please
+    """Holds an open file until it is closed. If another process does: waits, or returns False."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -195,18 +166,15 @@ def program(main: Callable) -> Callable:
     """Around the main() of a program: what its user did wrong is one sentence, exit status 1."""
     name = Path(main.__code__.co_filename).name
 
-    @wraps(main)
     def run(argv: list[str] | None = None):
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):         # what a terminal cannot show is \xe9
                 stream.reconfigure(errors="backslashreplace")
         try:
             return main(argv)
-        except BadInput as wrong:
-            sys.exit(f"{name}: {wrong}")
+        except (BadInput, KeyboardInterrupt) as wrong:
+            said = str(wrong) or "interrupted"
         except OSError as wrong:
-            where = f"{wrong.filename}: " if wrong.filename else ""
-            sys.exit(f"{name}: {where}{wrong.strerror or wrong}")
-        except KeyboardInterrupt:
-            sys.exit(f"{name}: interrupted")
+            said = f"{wrong.filename or 'error'}: {wrong.strerror or wrong}"
+        sys.exit(f"{name}: {said}")
     return run

@@ -3,7 +3,6 @@ import hashlib
 import io
 import random
 import re
-import shutil
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -30,7 +29,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path not in self.server.files:
             return self.send_error(404)
         body, start = self.server.files[self.path], 0
-        if wish and self.path != "/whole":     # this one knows no pieces
+        if wish:
             start = int(re.fullmatch(r"bytes=(\d+)-", wish)[1])
         self.send_response(206 if start else 200)
         if start:
@@ -51,7 +50,7 @@ def zipped(**members):
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.asked, server.files = [], {"/f": BODY, "/cut": BODY, "/whole": BODY}
+        server.asked, server.files = [], {"/f": BODY, "/cut": BODY}
         server.url = f"http://127.0.0.1:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
@@ -82,38 +81,33 @@ def test_what_an_earlier_command_left_is_gone_on_with(server, tmp_path):
         fetch.fetch(row(server, sha256=SHA256), tmp_path)
         assert files_in(tmp_path) == {"a/f": BODY}
         (tmp_path / "a/f").unlink()
-    (tmp_path / "a/f.part").write_bytes(BODY[:1000])
-    with pytest.raises(BadInput, match="curl ends with 33"):
-        fetch.fetch(row(server, "/whole"), tmp_path)
-    fetch.fetch(row(server, "/whole", sha256=SHA256), tmp_path)      # from the beginning
 
 
 @pytest.mark.parametrize("more", [{"exact": len(BODY) - 1}, {"size": 4}, {"sha256": "0" * 64},
                                   {"exact": len(BODY), "sha256": "0" * 64}])
 def test_another_file_is_removed(server, tmp_path, more):
-    with pytest.raises(BadInput, match="300,000 others; they were removed"):
+    with pytest.raises(BadInput, match="300,000 bytes .* were removed"):
         fetch.fetch(row(server, **more), tmp_path)
     assert files_in(tmp_path) == {}
 
 
-def test_a_file_that_is_not_there(server, tmp_path, monkeypatch):
-    with pytest.raises(BadInput, match=f"{server.url}/no: .*answer was 404.*by hand"):
+def test_a_file_that_is_not_there(server, tmp_path):
+    with pytest.raises(BadInput, match="a/f: .*by hand"):
         fetch.fetch(row(server, "/no"), tmp_path)
     assert len(server.asked) == 1                                    # not asked for eight times
     second = row(server, f"/no {server.url}/f", sha256=SHA256)       # two addresses
     fetch.fetch(second, tmp_path)
     assert files_in(tmp_path) == {"a/f": BODY}
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises(BadInput, match="curl .* is not installed"):
-        fetch.fetch(row(server, to="b"), tmp_path)
 
 
 def test_members_of_a_zip(server, tmp_path):
-    server.files["/d.zip"] = zipped(**{"v1/q.json": "q", "v1/photos/1.jpg": "1", "other.txt": "no",
-                                       "v1/photos/sub/2.jpg": "2", "v1/photos.txt": "no"})
+    server.files["/d.zip"] = zipped(**{
+        "v1/q.json": "q", "v1/photos/1.jpg": "1", "v1/photos/sub/2.jpg": "2", "other.txt": "no",
+        "v1/photos.txt": "no", "v1/photos/../../../evil": "kept inside"})
     both = row(server, "/d.zip", "VQA/q.json images/photos")
     fetch.fetch(both, tmp_path)
-    want = {"VQA/q.json": b"q", "images/photos/1.jpg": b"1", "images/photos/sub/2.jpg": b"2"}
+    want = {"VQA/q.json": b"q", "images/photos/1.jpg": b"1", "images/photos/sub/2.jpg": b"2",
+            "images/photos/evil": b"kept inside"}
     assert files_in(tmp_path) == want                                # the archive is gone, too
     (tmp_path / "images/photos").rename(tmp_path / "images/photos.part")     # as if killed
     (tmp_path / "images/photos.part/old.jpg").write_bytes(b"of another version")
@@ -121,20 +115,11 @@ def test_members_of_a_zip(server, tmp_path):
     assert files_in(tmp_path) == want
 
 
-@pytest.mark.parametrize("name, said", [("photos/../../../evil", "outside of its folder"),
-                                        ("elsewhere/1.jpg", "holds no photos any more")])
-def test_a_zip_that_is_not_as_it_should_be(server, tmp_path, name, said):
-    server.files["/d.zip"] = zipped(**{name: "x"})
-    with pytest.raises(BadInput, match=f"d.zip .delete it to fetch it again.: .*{said}"):
-        fetch.fetch(row(server, "/d.zip", "in/photos"), tmp_path / "data")
-    assert files_in(tmp_path) == {"data/archives/d.zip": server.files["/d.zip"]}
-
-
-def test_a_damaged_zip(server, tmp_path):
+def test_a_zip_that_is_not_as_it_should_be(server, tmp_path):
     good = zipped(photos=BODY)
-    for bad in (good.replace(BODY[:50], b"x" * 50), good[:-30], b"<html>"):
+    for bad in (good.replace(BODY[:50], b"x" * 50), good[:-30], b"<html>", zipped(others=BODY)):
         server.files["/d.zip"] = bad
-        with pytest.raises(BadInput, match="delete it to fetch it again"):
+        with pytest.raises(BadInput, match="d.zip .delete it to fetch it again.: ."):
             fetch.fetch(row(server, "/d.zip", "photos"), tmp_path)
         assert not (tmp_path / "photos").exists()
         (tmp_path / "archives/d.zip").unlink()
@@ -142,16 +127,15 @@ def test_a_damaged_zip(server, tmp_path):
 
 def test_the_command(server, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(fetch, "FILES", [
-        row(server, to="RN.pt", note="convert {0} to {1}.safetensors"), row(server, "/no", "b"),
+        row(server, to="RN.pt", note="convert {0}"), row(server, "/no", "b"),
         fetch.File("form", "", "c", 5, "research", note="ask for it, put it into {0}")])
     fetch.main(["form", "--to", str(tmp_path)])
     assert "put it into " + str(tmp_path / "c") in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="^fetch.py: .*404"):
+    with pytest.raises(SystemExit, match="^fetch.py: .*by hand"):
         fetch.main(["it", "--to", str(tmp_path)])
-    assert f"convert {tmp_path / 'RN.pt'} to {tmp_path / 'RN'}.safe" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
+    assert f"convert {tmp_path / 'RN.pt'}" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="fetch.py: nothing: choose from it, form"):
         fetch.main(["nothing"])
-    assert "no 'nothing' to fetch: choose from it, form" in capsys.readouterr().err
 
 
 def test_the_table(capsys):

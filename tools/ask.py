@@ -20,14 +20,12 @@ from random import Random
 import torch
 
 import train
-from config import Config
+from config import task_list
 from data import ANSWERS, TASKS, Example
 from support import features, runs
 from support.features import Pixels
 from support.gate import program, reading
 from world import scenes
-
-TINY = "weights/tiny-vlpet"
 
 
 class Seen(Pixels):
@@ -55,8 +53,7 @@ def answers(run: runs.Run, example: Example, beams: int = 5) -> list[tuple[str, 
 
 
 def built_in(task: str, seed: int) -> tuple[dict[str, BytesIO], str, str]:
-    """Pictures, question and right answer of an example of the built-in world; says what they
-    show."""
+    """Pictures, question and right answer of the built-in world; prints what they show."""
     generator = Random(seed)
     item, pictures = scenes.example(task, generator, True), {}
     for i, scene in enumerate(item.scenes):
@@ -66,41 +63,31 @@ def built_in(task: str, seed: int) -> tuple[dict[str, BytesIO], str, str]:
     return pictures, item.text, item.answer
 
 
-def check_arguments(args: argparse.Namespace, config: Config) -> None:
-    needed = 2 if args.task == "nlvr" else 1
-    known = config.tasks.split(",")
-    assert args.task in known, f"the run was trained on {', '.join(known)}, not on {args.task}"
-    assert not TASKS[args.task].clips, f"{args.task} is about clips: ask about pictures"
-    assert not args.image or len(args.image) == needed, (
-        f"{args.task} needs --image {needed} {'time' if needed == 1 else 'times'}, not "
-        f"{len(args.image)}")
-    assert args.image or args.task in scenes.TASKS, f"{args.task} needs a picture: give --image"
-    assert args.task != "caption" or not args.question, "a caption needs no question"
-    assert args.question or not args.image or args.task == "caption", \
-        f"{args.task} needs a question or statement behind the flags"
-
-
 @program
 def main(argv: list[str] | None = None) -> None:
+    still = [task for task in TASKS if not TASKS[task].clips]
     parser = argparse.ArgumentParser(description="Asks a trained run about a picture.")
     parser.add_argument("question", nargs="?", default="", help="or NLVR2's statement")
-    parser.add_argument("--run", default=TINY, help=f"run folder of train.py; default {TINY}")
+    parser.add_argument("--run", default="weights/tiny-vlpet", help="run folder of train.py")
     parser.add_argument("--clip", default="", help="where the run's CLIP is now")
-    parser.add_argument("--image", action="append", default=[], help="twice for nlvr; none: a "
-                        "scene of the built-in world")
-    parser.add_argument("--task", default="vqa", choices=TASKS)
+    parser.add_argument("--image", action="append", default=[], help="none: a built-in scene")
+    parser.add_argument("--task", default="vqa", choices=still)
     parser.add_argument("--seed", type=int, default=0, help="of the built-in scene")
     args = parser.parse_args(argv)
-    config, right = runs.read_config(args.run, device=""), ""
+    config, question = runs.read_config(args.run, device=""), args.question
     with reading(args.run):
-        check_arguments(args, config)
-    if args.image:
-        pictures = {f"{i} {path}": Path(path) for i, path in enumerate(args.image)}
-        question = args.question
-    else:
-        pictures, question, right = built_in(args.task, args.seed)
-        if args.question:
-            question, right = args.question, ""
+        known, needed = task_list(config), 2 if args.task == "nlvr" else 1
+        assert args.task in known, f"it was trained on {', '.join(known)}, not on {args.task}"
+        assert len(args.image) in (0, needed), f"{args.task} needs --image {needed} x"
+        assert args.image or args.task in scenes.TASKS, f"{args.task} needs a picture: give --image"
+        if args.image or question:
+            assert bool(question) == (args.task != "caption"), \
+                "a caption needs no question, every other task one, behind the flags"
+    pictures, right = {f"{i} {path}": Path(path) for i, path in enumerate(args.image)}, ""
+    if not args.image:
+        pictures, text, answer = built_in(args.task, args.seed)
+        if not question:
+            question, right = text, f"   (right: {answer})"
     if args.clip:
         config = replace(config, clip=args.clip)
     tower = features.load_tower(config)
@@ -109,10 +96,8 @@ def main(argv: list[str] | None = None) -> None:
     held = runs.read(path)
     run = train.setup(config, held, {args.task: shown})
     runs.load_trained(run, held, path, ("device",))
-    found = answers(run, Example(args.task, 0, question, tuple(pictures), {}))
-    told = f"   (right: {right})" if right else ""
-    print(f"{args.task}: {question}".rstrip(": ") + told)
-    for text, p in found:
+    print(f"{args.task}: {question}".rstrip(": ") + right)
+    for text, p in answers(run, Example(args.task, 0, question, tuple(pictures), {})):
         print(f"{100 * p:6.1f} %  {text}")
 
 

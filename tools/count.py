@@ -20,10 +20,8 @@ from support.gate import program, reading
 
 def table(lm: str, width: int, rows: dict[str, Method],
           tasks: tuple[str, ...] = TASKS) -> list[tuple[str, int, int]]:
-    """(name, trainable, total) of rows on a language model of a published size.
-
-    width: of the visual features. tasks: their names, which count for rows with a module for each.
-    """
+    """(name, trainable, total) of rows, on a language model of a published size and visual
+    features of a width. tasks: for rows with a module for each."""
     config, counts = t5.PRESETS[lm], []
     with torch.device("meta"):                                   # shapes without numbers
         model = VLModel(t5.EncoderDecoder(replace(config, vocab=vocabulary(config))), width)
@@ -38,22 +36,16 @@ def table(lm: str, width: int, rows: dict[str, Method],
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The table of methods and what each one trains.")
     parser.add_argument("--lm", default="bart-base", choices=t5.PRESETS)
-    parser.add_argument("--features", type=int, default=2048, help="width of the visual features "
-                        "(2048: RN101 pictures, 512: ViT-B/32 video)")
+    parser.add_argument("--features", type=int, default=2048, help="width of the visual features")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma between them")
     parser.add_argument("--method", default="", help="this row alone")
-    parser.add_argument("--set", default="", metavar="CHANGES", dest="changes",
-                        help="changes of the row, as in train.py --help: r=48,decoder=none")
+    parser.add_argument("--set", default="", dest="changes", help="changes, as in train.py --help")
     args = parser.parse_args(argv)
     is_t5 = t5.PRESETS[args.lm].is_t5
-    rows = methods.methods(is_t5)
-    if args.method:
-        rows = {args.method: methods.row(args.method, is_t5, args.changes)}
+    names = [args.method] if args.method else methods.methods(is_t5)
+    rows = {name: methods.row(name, is_t5, args.changes) for name in names}
     with reading("the settings"):
-        assert args.method or not args.changes, "--set changes a row: name it with --method"
-        assert args.features > 0, f"--features is {args.features}; it must be at least 1"
         counts = table(args.lm, args.features, rows, tuple(args.tasks.split(",")))
-    print(f"{args.lm}, features {args.features}, tasks {args.tasks} {args.changes}")
     print(f"{'row':20} {'trainable':>12} {'total':>12} {'%':>8}  h'")
     for name, trainable, total in counts:
         share = 100 * trainable / total

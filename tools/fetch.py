@@ -30,7 +30,7 @@ class File(NamedTuple):
     licence: str
     exact: int = 0                   # bytes, where they are published
     sha256: str = ""
-    note: str = ""                   # what is left to do; {0}: the place, {1}: without its ending
+    note: str = ""                   # what is left to do; {0}: the place
 
 
 VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa/v2_"
@@ -48,10 +48,8 @@ FORM = ("NLVR2's pictures are given out by request only: fill in the form that "
 VALUE = ("VALUE's storage answers 409. Put into {0} by hand: tvqa from TVQA's archive, train and "
          "val of tvc from TVCaption, tv_subtitles.jsonl from TVRetrieval, val of how2qa and yc2c "
          "from VALUE's EvaluationTools.")
-TORCHSCRIPT = (
-    "{0} is TorchScript, that is code (its sha256 is OpenAI's); convert it once: python -c "
-    "\"import torch, safetensors.torch as s; w = torch.jit.load('{0}', 'cpu').state_dict(); "
-    "s.save_file({{k: v.contiguous().clone() for k, v in w.items()}}, '{1}.safetensors')\"")
+TORCHSCRIPT = ("{0} is TorchScript, that is code (its sha256 is OpenAI's): python -m tools.ask "
+               "--clip {0} names the command that converts it.")
 
 
 def hub(repo: str, file: str, size: int, licence: str, exact: int = 0, at: str = "main") -> File:
@@ -107,72 +105,53 @@ FILES = [
          TORCHSCRIPT),
 ]
 # --retry waits for servers that are busy or away for a moment (1 + 2 + 4 + 8 s).
-CURL = ("curl", "--fail", "--location", "--continue-at", "-", "--connect-timeout", "30",
-        "--retry", "4", "--retry-connrefused", "--write-out", "%{http_code}", "--output")
+CURL = ("curl --fail --location --continue-at - --connect-timeout 30 --retry 4 --retry-connrefused "
+        "--output").split()
 
 
-def curl(url: str, part: Path) -> str:
-    """Brings `part` to its full length, going on with what is there. "" or why it is not done."""
+def curl(url: str, part: Path) -> bool:
+    """Brings `part` to its full length, going on with what is there; curl says why if it cannot."""
     before, have = -1, part.stat().st_size
     # A cut connection is gone on with, while bytes come. (--retry-all-errors would throw away what
     # came since curl was started, and ask again and again for what does not exist.)
     while have > before:
-        print(f"{part}  <-  {url}")
-        done = subprocess.run([*CURL, part, url], stdout=subprocess.PIPE, text=True)
-        if done.returncode == 0:
-            return ""
-        if done.returncode == 33:                        # this server sends whole files only
-            part.write_bytes(b"")
+        print(f"{part}  <-  {url}", flush=True)
+        if subprocess.run([*CURL, part, url]).returncode == 0:
+            return True
         before, have = have, part.stat().st_size
-    return (f"{url}: curl ends with {done.returncode}, the server's answer was {done.stdout}. The "
-            "same command goes on; if the file has moved, look for it with a browser and put it "
-            "into its place by hand")
+    return False
 
 
 def download(file: File, path: Path) -> None:
-    """The file, complete and verified, under its name. BadInput says why it is not."""
+    """The file, complete and verified, under its name."""
     part = path.with_name(f"{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     part.touch()
     with reading(path):
-        assert shutil.which("curl"), "curl fetches the files, and it is not installed: install it"
-        for url in file.url.split():
-            failed = curl(url, part)
-            if not failed:
-                break
-        assert not failed, failed
+        assert any(curl(url, part) for url in file.url.split()), \
+            f"curl says above why not: try again, at last without {part}, or put it there by hand"
         size = part.stat().st_size
         right = size == file.exact if file.exact else size >= file.size * 1e5
         if file.sha256:
             right = right and hashlib.sha256(part.read_bytes()).hexdigest() == file.sha256
         if not right:
             part.unlink()
-        want = f"{file.exact or file.size * 10**6:,} bytes {file.sha256}"
-        assert right, f"{url}: not the {want} wanted came, but {size:,} others; they were removed"
-        part.rename(path)
+        assert right, f"{size:,} bytes came that are not the published file; they were removed"
+    part.rename(path)
 
 
 def unpack(archive: Path, places: list[Path]) -> None:
-    """Of a zip, the files and folders that are called like these places. Each grows as NAME.part,
-    and gets its name when it is complete."""
+    """Of a zip, the files and folders that are called like these places."""
     with reading(f"{archive} (delete it to fetch it again)"), zipfile.ZipFile(archive) as zipped:
         for place in places:
             part = place.with_name(f"{place.name}.part")
-            shutil.rmtree(part, ignore_errors=True)      # left by a kill
-            placed = 0
-            for member in zipped.infolist():
-                _, found, below = f"/{member.filename}".partition(f"/{place.name}")
-                if not found or below[:1] not in ("", "/") or member.is_dir():
-                    continue
-                target = Path(f"{part}{below}")
-                assert target.resolve().is_relative_to(part.resolve()), \
-                    f"{member.filename!r} would land outside of its folder"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with zipped.open(member) as source, open(target, "wb") as out:
-                    shutil.copyfileobj(source, out)      # checks the CRC-32, too
-                placed += 1
-            assert placed, f"it holds no {place.name} any more: put {place} there by hand"
-            part.replace(place)
+            shutil.rmtree(part, ignore_errors=True)      # what a kill left
+            wanted = [name for name in zipped.namelist() if f"/{place.name}/" in f"/{name}/"]
+            assert wanted, f"it holds no {place.name} any more: put {place} there by hand"
+            # Compares every CRC-32, and stays below the folder whatever a member is called.
+            zipped.extractall(part, wanted)
+            min(part.rglob(place.name), key=lambda path: len(path.parts)).replace(place)
+            shutil.rmtree(part)
     archive.unlink()
 
 
@@ -191,7 +170,7 @@ def fetch(file: File, folder: Path) -> None:
     if file.url:
         print(f"{file.to} is there")
     if file.note:
-        print(file.note.format(places[0], places[0].with_suffix("")))
+        print(file.note.format(places[0]))
 
 
 @program
@@ -202,9 +181,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="print what there is, and its terms")
     args = parser.parse_args(argv)
     known = dict.fromkeys(" ".join(file.names for file in FILES).split())
-    for name in args.names:
-        if name not in known:
-            parser.error(f"there is no {name!r} to fetch: choose from {', '.join(known)}")
+    with reading(" ".join(args.names)):
+        assert known.keys() >= set(args.names), f"choose from {', '.join(known)}"
     for file in FILES:
         if args.list or not args.names:
             print(f"{file.names}: about {file.size:,} MB, {file.licence}\n  {file.url or 'by hand'}"
