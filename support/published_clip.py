@@ -2,9 +2,9 @@
 
     tower = load_clip("weights/tiny-clip")       # a folder as on the Hugging Face hub, or a file
 
-Two spellings are read: Hugging Face's (ViTs only) and OpenAI's, which open_clip uses too. Sizes are
-read off the tensors' shapes. Shapes do not tell the number of heads and the activation: these stand
-in a config file, or the tower has one of OpenAI's own sizes. Nothing is guessed.
+Two spellings are read: Hugging Face's (ViTs only) and OpenAI's, which open_clip uses too. Shapes
+tell all sizes, but not the number of heads and the activation: these stand in a config file, or
+the tower has one of OpenAI's own sizes. Nothing is guessed.
 
     python -m pytest tests/test_published.py
 """
@@ -25,10 +25,8 @@ HUGGING_FACE: weights.Table = [
     ("vision_model.embeddings.position_ids", None),
     ("vision_model.embeddings.patch_embedding", "patch"),
     ("vision_model.pre_layrnorm", "norm_pre"),                           # spelt so in every file
-    ("vision_model.encoder.layers.{i}.self_attn.q_proj", "blocks.{i}.attn.q"),
-    ("vision_model.encoder.layers.{i}.self_attn.k_proj", "blocks.{i}.attn.k"),
-    ("vision_model.encoder.layers.{i}.self_attn.v_proj", "blocks.{i}.attn.v"),
-    ("vision_model.encoder.layers.{i}.self_attn.out_proj", "blocks.{i}.attn.o"),
+    *((f"vision_model.encoder.layers.{{i}}.self_attn.{theirs}", f"blocks.{{i}}.attn.{ours}")
+      for theirs, ours in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("out_proj", "o"))),
     ("vision_model.encoder.layers.{i}.layer_norm{j}", "blocks.{i}.norm{j}"),
     ("vision_model.encoder.layers.{i}.mlp.fc1", "blocks.{i}.up"),
     ("vision_model.encoder.layers.{i}.mlp.fc2", "blocks.{i}.down"),
@@ -60,15 +58,10 @@ OPENAI_RESNET: weights.Table = [
     ("layer{i}.{j}.downsample.1.num_batches_tracked", None),
     ("conv{i}", "conv{i}"),
     ("bn{i}", "bn{i}"),
-    ("layer1.{i}", "stages.0.{i}"),
-    ("layer2.{i}", "stages.1.{i}"),
-    ("layer3.{i}", "stages.2.{i}"),
-    ("layer4.{i}", "stages.3.{i}"),
+    *((f"layer{stage + 1}.{{i}}", f"stages.{stage}.{{i}}") for stage in range(4)),
     ("attnpool.positional_embedding", "positions"),
-    ("attnpool.q_proj", "attn.q"),
-    ("attnpool.k_proj", "attn.k"),
-    ("attnpool.v_proj", "attn.v"),
     ("attnpool.c_proj", "attn.o"),
+    *((f"attnpool.{part}_proj", f"attn.{part}") for part in "qkv"),
 ]
 
 
@@ -76,8 +69,7 @@ def load_clip(path: str | Path) -> ViT | ResNet:
     """A published tower, frozen, in eval mode and fp32.
 
     path: a Hugging Face folder (config.json, model.safetensors), or a .safetensors file in OpenAI's
-    names, the image tower alone or as "visual." beside the text tower. Raises BadInput or OSError
-    with the names of what is missing, unexpected or misshapen.
+    names, the image tower alone or as "visual." beside the text tower.
     """
     path, source, prefix = Path(path), weights.read(path), ""
     tower = {name: file for name, file in source.files.items() if name.startswith("visual.")}
@@ -112,8 +104,8 @@ def read_sizes(kind: type, source: weights.Tensors, table: weights.Table) -> dic
 
     def count(ours: str) -> int:
         """How many of a numbered list there are: count("blocks.{}.up.bias")"""
-        numbered = (weights.to_published(ours.format(i), table)[0] for i in range(len(source)))
-        return sum(name in source for name in numbered)
+        return sum(weights.to_published(ours.format(i), table)[0] in source
+                   for i in range(len(source)))
 
     cells = shape("positions")[0] - 1                    # without the class token's
     grid = round(cells ** 0.5)
@@ -158,8 +150,7 @@ def open_clip(config: dict, sizes: dict) -> dict:
 def known_heads(sizes: dict) -> int:
     """Of a tower with one of OpenAI's own sizes, whose activation is the default, quick_gelu."""
     for own in PRESETS.values():
-        own = own | {"ffn": 4 * own["width"]}
-        if sizes.items() <= own.items():
+        if sizes.items() <= (own | {"ffn": 4 * own["width"]}).items():
             return own["heads"]
     raise ValueError("shapes do not tell the number of heads and the activation: put the model's "
                      "config.json (Hugging Face) or open_clip_config.json beside it")
