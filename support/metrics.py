@@ -52,8 +52,6 @@ NUMBERS = "zero one two three four five six seven eight nine ten".split()
 DIGITS = {"none": "0"} | {word: str(i) for i, word in enumerate(NUMBERS)}
 ARTICLES = {"a", "an", "the"}
 MARKS = ';/[]"{}()=+\\_-><@`,?!'
-DIGIT_COMMA = re.compile(r"\d,\d")
-PERIOD = re.compile(r"\.(?!\d)")
 
 
 def strip_punctuation(text: str) -> str:
@@ -62,15 +60,14 @@ def strip_punctuation(text: str) -> str:
     Traps kept because scores depend on them: the edge test looks at the original text, not at what
     earlier marks left, and one comma between digits anywhere makes every mark go without a space.
     """
-    numeral = DIGIT_COMMA.search(text) is not None
-    out = text
+    numeral, out = re.search(r"\d,\d", text), text
     for mark in MARKS:
         if mark in text:
             # One occurrence at the edge of a word decides for all of them.
             edge = mark + " " in text or " " + mark in text
             out = out.replace(mark, "" if edge or numeral else " ")
     # 32: the official script passes a regular expression flag where the count belongs.
-    return PERIOD.sub("", out, count=32)
+    return re.sub(r"\.(?!\d)", "", out, count=32)
 
 
 def one_line(text: str) -> str:
@@ -79,56 +76,44 @@ def one_line(text: str) -> str:
 
 def normalize_answer(text: str) -> str:
     """A predicted answer as the VQA metric compares it: "The red one." -> "red 1"."""
-    text = strip_punctuation(one_line(text))
     words = []
-    for word in text.lower().split():
+    for word in strip_punctuation(one_line(text)).lower().split():
         word = DIGITS.get(word, word)
         if word not in ARTICLES:
             words.append(CONTRACTIONS.get(word, word))
     return " ".join(words)
 
 
-def left_out(prediction: str, answers: list[str]) -> float:
-    """Each annotator in turn is left out, and the prediction earns min(1, matches among the rest /
-    3); the result is the mean, in 0..1."""
-    matches = sum(answer == prediction for answer in answers)
-    # Without an annotator who agrees there is one match less: (10,) numbers of matches.
-    rests = [matches - (answer == prediction) for answer in answers]
+# How a prediction and the annotators' answers are folded before they are compared, where the ten
+# agree and where they do not. Papers report by the official script's rule of 2016: an answer that
+# all ten wrote as "Yes." is never matched. The script has had the second rule since 2021-03-11.
+FOLDS = {
+    (2016, True): (normalize_answer, str), (2016, False): (normalize_answer, strip_punctuation),
+    (2021, True): (one_line, one_line), (2021, False): (normalize_answer, normalize_answer),
+}
+
+
+def vqa_accuracy(prediction: str, answers: list[str], rule: int = 2016) -> float:
+    """Soft accuracy (0..1) of a prediction against the raw answers of (ten) annotators."""
+    fold, fold_answer = FOLDS[rule, len(set(answers)) == 1]
+    prediction = fold(prediction)
+    agrees = [fold_answer(answer) == prediction for answer in answers]
+    # Each annotator in turn is left out; the prediction earns min(1, matches among the rest / 3).
+    rests = [sum(agrees) - agree for agree in agrees]
     return sum(min(1.0, rest / 3) for rest in rests) / len(answers)
 
 
-def vqa_accuracy(prediction: str, answers: list[str]) -> float:
-    """Soft accuracy of one prediction against the raw answers of (ten) annotators.
-
-    The rule of 2016, by which papers report. Annotators' answers get the punctuation rule only, and
-    only where they disagree: an answer all ten wrote as "Yes." is never matched.
-    """
-    if len(set(answers)) > 1:
-        answers = [strip_punctuation(answer) for answer in answers]
-    return left_out(normalize_answer(prediction), answers)
-
-
-def vqa_accuracy_2021(prediction: str, answers: list[str]) -> float:
-    """The official script's rule since 2021-03-11: where the annotators disagree, their answers are
-    folded as predictions are; where they agree, nothing is folded on either side."""
-    if len(set(answers)) > 1:
-        folded = [normalize_answer(answer) for answer in answers]
-        return left_out(normalize_answer(prediction), folded)
-    return left_out(one_line(prediction), [one_line(answer) for answer in answers])
-
-
 def vqa(predictions: list[str], examples: list) -> dict[str, float]:
-    """Soft accuracy from the raw answers, by the papers' rule and by today's; from the labels' soft
-    scores where there are no raw answers."""
-    scores, today = [], []
+    """Soft accuracy by the papers' rule and by today's; from the soft scores of `targets`, where
+    there are no raw answers."""
+    scores: dict[int, list[float]] = {2016: [], 2021: []}
     for prediction, example in zip(predictions, examples):
-        if example.references:
-            scores.append(vqa_accuracy(prediction, example.references))
-            today.append(vqa_accuracy_2021(prediction, example.references))
-        else:
-            scores.append(example.targets.get(prediction.strip(), 0.0))
-            today.append(scores[-1])
-    return {"accuracy": mean(scores), "accuracy_2021": mean(today)}
+        for rule, found in scores.items():
+            if example.references:
+                found.append(vqa_accuracy(prediction, example.references, rule))
+            else:
+                found.append(example.targets.get(prediction.strip(), 0.0))
+    return {"accuracy": mean(scores[2016]), "accuracy_2021": mean(scores[2021])}
 
 
 # ---------------------------------------------------------------------------- exact match and nlvr
@@ -140,7 +125,6 @@ def right(predictions: list[str], examples: list) -> list[bool]:
 
 
 def exact_match(predictions: list[str], examples: list) -> dict[str, float]:
-    """The share of predictions that are the answer."""
     return {"accuracy": mean(right(predictions, examples))}
 
 
@@ -150,8 +134,7 @@ def nlvr(predictions: list[str], examples: list) -> dict[str, float]:
     An identifier is split-set-pair-sentence ("dev-850-0-1"): blanking the pair, its third field,
     leaves what the examples of one sentence share.
     """
-    sentences = defaultdict(list)
-    hits = right(predictions, examples)
+    sentences, hits = defaultdict(list), right(predictions, examples)
     for hit, example in zip(hits, examples):
         fields = str(example.id).split("-")
         fields[2:3] = [""]
@@ -164,24 +147,21 @@ def nlvr(predictions: list[str], examples: list) -> dict[str, float]:
 # The Penn Treebank way to cut English, as coco-caption uses it (its tool is Stanford's, in Java):
 # "don't" -> do n't, "man's" -> man 's, "cannot" -> can not; "t-shirt", "10:30", "u.s." stay whole.
 # First, what keeps its period: abbreviations, and places where they are capitalised ("on Wash.").
-ABBREVIATIONS = r"""
+ABBREVIATION = "|".join(r"""
 jan feb mar apr jun jul aug sept? oct nov dec mon tues? wed thu thurs fri mrs? ms drs? profs? sens?
 reps? atty lt col gen messrs govs? adm rev maj sgt cpl pvt capt pres lieut hon brig cmdr comdr pfc
 spc supt det jr sr bros esq ph\.d ste? ave blvd rd sq ct mt ft rt bldg inc cos? corp ltd plc dept
 assn assoc univ mfg intl natl ext tel vs etc al seq cf est adj adv msgr mme mlle ala ariz calif colo
 conn fla ga ind kans? ky md mich minn mo mont neb nev okla penn tenn va vt wisc? wyo jos wm
-"""
-PLACES = "ark del ill la mass miss ore pa tex wash"
+""".split())
+PLACE = "ark|del|ill|la|mass|miss|ore|pa|tex|wash"
 # One letter keeps its period too, but not before a word that begins a sentence ("plan b. The ...")
 # nor at a caption's end: the tool reads on there, and the next caption begins "A man ...".
-OPENERS = """
+OPENER = "|".join("""
 A An The One Some Many There This That These It He She They We You In At As But So If When While
 After Here What Her Their Our Other Then Now However
-"""
+""".split())
 L, A, Q = r"[^\W\d_]", r"[^\W_]", "['’]"  # a letter, a letter or digit, an apostrophe
-ABBREVIATION = "|".join(ABBREVIATIONS.split())
-PLACE = "|".join(PLACES.split())
-OPENER = "|".join(OPENERS.split())
 TOKEN = re.compile(
     rf"""
       (?: can(?=not\b) | (?:gon|wan)(?=na\b) | got(?=ta\b) | (?:gim|lem)(?=me\b) )
@@ -239,14 +219,6 @@ def ngrams(words: list[str]) -> Counter:
     return counts
 
 
-def tf_idf(counts: Counter, idf: Callable[[tuple], float]) -> list[dict]:
-    """A caption as four vectors, g_1 .. g_4 in `cider`: n-gram -> count * idf."""
-    vectors: list[dict] = [{}, {}, {}, {}]
-    for gram, count in counts.items():
-        vectors[len(gram) - 1][gram] = count * idf(gram)
-    return vectors
-
-
 def norm(vector: dict) -> float:
     return math.sqrt(sum(weight * weight for weight in vector.values()))
 
@@ -264,22 +236,24 @@ def cider(predictions: list[list[str]], references: list[list[list[str]]]) -> li
     with sigma = 6. The min keeps a caption from scoring by repeating a good word.
     """
     # The references are the corpus. How many pictures have a caption that holds an n-gram?
-    ref_counts, pictures = [], Counter()
+    pictures = Counter()
     for captions in references:
-        counts = [ngrams(caption) for caption in captions]
-        ref_counts.append(counts)
-        pictures.update(set().union(*counts))
+        pictures.update(set().union(*map(ngrams, captions)))
     log_total = math.log(max(1, len(references)))
 
-    def idf(gram: tuple) -> float:
-        return log_total - math.log(max(1, pictures[gram]))  # in no reference: as if in one
+    def tf_idf(words: list[str]) -> list[dict]:
+        """A caption as g_1 .. g_4: n-gram -> count * idf."""
+        vectors: list[dict] = [{}, {}, {}, {}]
+        for gram, count in ngrams(words).items():           # in no reference: as if in one
+            vectors[len(gram) - 1][gram] = count * (log_total - math.log(max(1, pictures[gram])))
+        return vectors
 
     scores = []
-    for words, captions, counts in zip(predictions, references, ref_counts):
-        p = tf_idf(ngrams(words), idf)                      # p[n - 1] is the formula's p_n
+    for words, captions in zip(predictions, references):
+        p = tf_idf(words)                                   # p[n - 1] is the formula's p_n
         total = 0.0                                         # over references and n
-        for caption, count in zip(captions, counts):
-            r = tf_idf(count, idf)
+        for caption in captions:
+            r = tf_idf(caption)
             # A Gaussian of the difference in length: saying more does not pay.
             penalty = math.exp(-((len(words) - len(caption)) ** 2) / (2 * SIGMA**2))
             for n in range(4):
@@ -314,8 +288,7 @@ def bleu(predictions: list[list[str]], references: list[list[list[str]]]) -> lis
             total[len(gram) - 1] += count
         c += len(words)
         # The closest length; of two as close, the shorter one.
-        _, closest = min((abs(len(ref) - len(words)), len(ref)) for ref in captions)
-        r += closest
+        r += min((abs(len(ref) - len(words)), len(ref)) for ref in captions)[1]
     brevity = min(1.0, math.exp(1 - r / c))                 # saying little is no way to be right
     precisions = [hit / count for hit, count in zip(hits, total)]
     return [brevity * math.prod(precisions[:n]) ** (1 / n) for n in (1, 2, 3, 4)]
@@ -359,12 +332,8 @@ def rouge_l(predictions: list[list[str]], references: list[list[list[str]]]) -> 
 
 def caption(predictions: list[str], examples: list,
             tokenize: Callable[[str], list[str]] = tokenize_caption) -> dict[str, float]:
-    """CIDEr-D, BLEU-1..4 and ROUGE-L of a split; its own references are the idf corpus.
-
-    BadInput names an example without references.
-    """
-    words = [tokenize(prediction) for prediction in predictions]
-    references = []
+    """CIDEr-D, BLEU-1..4 and ROUGE-L of a split; its own references are the idf corpus."""
+    words, references = [tokenize(prediction) for prediction in predictions], []
     for example in examples:
         if not example.references:
             raise BadInput(f"caption {example.id!r} has no reference captions to be scored against")

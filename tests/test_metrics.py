@@ -2,7 +2,6 @@
 
 python -m pytest tests/test_metrics.py
 """
-
 import json
 import random
 import shutil
@@ -52,79 +51,17 @@ def test_normalize_answer(text, normal):
 def test_vqa_worked_by_hand():
     # 3 of 10 said dog: they each see 2 others (2/3), the other 7 see all 3 (1).
     assert metrics.vqa_accuracy("Dog.", ["dog"] * 3 + ["cat"] * 7) == pytest.approx(0.9)
-    # Where all agree, their answers are not processed, so a period is never matched.
-    assert metrics.vqa_accuracy("yes.", ["yes."] * 10) == 0
-    assert metrics.vqa_accuracy("yes", ["yes"] * 10) == 1
 
 
-def oracle_punctuation(text, tables):
-    """The official punctuation rule a step at a time, without regular expressions."""
-    numeral = any(a in "0123456789" and b == "," and c in "0123456789"
-                  for a, b, c in zip(text, text[1:], text[2:]))
-    result = text
-    for mark in tables["punctuation"]:
-        at_an_edge = mark + " " in text or " " + mark in text
-        result = result.replace(mark, "" if at_an_edge or numeral else " ")
-    kept, dropped = "", 0
-    for i, letter in enumerate(result):
-        if letter == "." and dropped < 32 and result[i + 1 : i + 2] not in tuple("0123456789"):
-            dropped += 1
-        else:
-            kept += letter
-    return kept
-
-
-def oracle_accuracy(prediction, answers, tables):
-    for space in "\n\t":
-        prediction = prediction.replace(space, " ")
-    words = []
-    for word in oracle_punctuation(prediction.strip(), tables).lower().split():
-        word = tables["numbers"].get(word, word)
-        if word not in tables["articles"]:
-            words.append(tables["contractions"].get(word, word))
-    prediction = " ".join(words)
-    if any(answer != answers[0] for answer in answers):
-        answers = [oracle_punctuation(answer, tables) for answer in answers]
-    scores = []
-    for i in range(len(answers)):
-        others = answers[:i] + answers[i + 1 :]
-        scores.append(min(1.0, len([a for a in others if a == prediction]) / 3))
-    return sum(scores) / len(scores)
-
-
-def vqa_case(rng, tables):
-    """A prediction of words, numbers, marks and contractions, and ten people who half agree."""
-    words = "red dog A the yes No 10 3.5 1,000 7:30 U.S. t-shirt two Ten none it's dogs'".split()
-    pick = [words, words, list(tables["contractions"]), list(tables["contractions"].values()),
-            tables["punctuation"] + ["."], list(tables["numbers"])]
-    prediction = ""
-    for _ in range(rng.randint(0, 5)):
-        word = rng.choice(rng.choice(pick))
-        word = rng.choice([word, word, word, word.upper(), word + rng.choice("?!.,;/-'")])
-        prediction += word + rng.choice([" ", " ", " ", "", "\t", "\n", "  "])
-    normal = metrics.normalize_answer(prediction)
-    meant = [normal, normal, normal + ".", prediction, prediction.strip().lower(), "the " + normal]
-    meant = [rng.choice(meant) for _ in range(rng.randint(1, 3))]
-    odd = ["yes", "no", "2", "dog.", "red/blue", "hot-dog", ""]
-    people = rng.choice([0, 1, 2, 3, 4, 6, 10])
-    answers = [rng.choice(meant) for _ in range(people)]
-    return prediction, answers + [rng.choice(odd) for _ in range(10 - people)]
-
-
-def test_vqa_equals_the_official_script_and_a_written_out_oracle():
-    """300 official cases; 3,000 more by an oracle that follows the rules a step at a time."""
-    tables, official = read("vqa_answers.json"), read("vqa_accuracy.json")
-    assert len(official) == 300
-    for prediction, answers, accuracy in official:
+def test_vqa_equals_the_official_scripts():
+    """300 cases computed by the official script of 2016, 200 by it and by that of 2021."""
+    first, both = read("vqa_accuracy.json"), read("vqa_rules.json")
+    assert (len(first), len(both)) == (300, 200)
+    for prediction, answers, accuracy in first:
         assert metrics.vqa_accuracy(prediction, answers) == pytest.approx(accuracy, abs=1e-9)
-        assert oracle_accuracy(prediction, answers, tables) == pytest.approx(accuracy, abs=1e-9)
-    rng = random.Random(0)
-    scores = []
-    for _ in range(3000):
-        prediction, answers = vqa_case(rng, tables)
-        scores.append(metrics.vqa_accuracy(prediction, answers))
-        assert scores[-1] == oracle_accuracy(prediction, answers, tables), (prediction, answers)
-    assert len(set(scores)) >= 5 and 0.2 < sum(score > 0 for score in scores) / 3000 < 0.9
+    for case in both:
+        scores = metrics.vqa([case["prediction"]], [example(case["answers"])])
+        assert list(scores.values()) == pytest.approx([case["rule_2016"], case["rule_2021"]]), case
 
 
 def test_vqa_falls_back_on_labels():
@@ -134,31 +71,11 @@ def test_vqa_falls_back_on_labels():
     assert result == {"accuracy": third, "accuracy_2021": third}
 
 
-def test_both_rules_of_vqa():
-    """200 cases computed by the official scripts of 2016 and of 2021."""
-    cases = json.loads((GOLDEN / "vqa_rules.json").read_text())
-    assert len(cases) == 200
-    for case in cases:
-        scores = metrics.vqa([case["prediction"]], [example(case["answers"])])
-        assert scores["accuracy"] == pytest.approx(case["rule_2016"]), case
-        assert scores["accuracy_2021"] == pytest.approx(case["rule_2021"]), case
-
-
-def test_captions_as_value_scores_them():
-    """Every character beyond ASCII is a blank there; COCO's captions keep theirs."""
-    case = json.loads((GOLDEN / "captions_value.json").read_text())
-    examples = [example(references) for references in case["references"].values()]
-    predictions = [case["predictions"][name] for name in case["references"]]
-    assert metrics.clip_caption(predictions, examples) == pytest.approx(case["value"])
-    assert metrics.caption(predictions, examples) == pytest.approx(case["coco"])
-
-
 # --------------------------------------------------------------------------------- gqa and nlvr
 
 def test_exact_match():
     examples = [example(targets={"dog": 1.0}), example(targets={"Dog": 1.0})]
-    assert metrics.exact_match(["dog", "dog"], examples) == {"accuracy": 50.0}
-    assert metrics.exact_match([" dog\n", "Dog."], examples) == {"accuracy": 50.0}
+    assert metrics.exact_match([" dog\n", "dog"], examples) == {"accuracy": 50.0}
 
 
 def test_nlvr_consistency_groups_the_pairs_of_a_sentence():
@@ -166,9 +83,7 @@ def test_nlvr_consistency_groups_the_pairs_of_a_sentence():
     ids = ["dev-7-0-0", "dev-7-1-0", "dev-7-0-1", "dev-8-0-0"]
     examples = [example(targets={"true": 1.0}, id=i) for i in ids]
     scores = metrics.nlvr(["true", "false", "true", "true"], examples)
-    assert list(scores) == ["accuracy", "consistency"]
-    assert scores["accuracy"] == 75.0
-    assert scores["consistency"] == pytest.approx(200 / 3)
+    assert scores == {"accuracy": 75.0, "consistency": pytest.approx(200 / 3)}
 
 
 # ------------------------------------------------------------------------------------- captions
@@ -200,37 +115,26 @@ def split(captions):
     return [caption.split() for caption in captions]
 
 
-def test_cider_equals_coco_caption():
-    """cider.json: random captions, scored by pycocoevalcap 1.2's Cider().compute_score."""
+def test_captions_as_value_scores_them():
+    """Every character beyond ASCII is a blank there; COCO's captions keep theirs."""
+    case = read("captions_value.json")
+    examples = [example(references) for references in case["references"].values()]
+    predictions = [case["predictions"][name] for name in case["references"]]
+    assert metrics.clip_caption(predictions, examples) == pytest.approx(case["value"])
+    assert metrics.caption(predictions, examples) == pytest.approx(case["coco"])
+
+
+def test_captions_equal_coco_caption():
+    """cider.json and captions.json: random captions, 627 of them with 1 to 7 references, empty ones
+    among them, scored by pycocoevalcap 1.2's Cider, Bleu(4) and Rouge."""
     for case in read("cider.json"):
-        references, predictions = case["references"], case["predictions"]
-        ours = metrics.cider(split(predictions), [split(captions) for captions in references])
+        references = [split(captions) for captions in case["references"]]
+        ours = metrics.cider(split(case["predictions"]), references)
         assert ours == pytest.approx(case["scores"], abs=1e-6)
-        scores = metrics.caption(predictions, [example(r) for r in references])
-        assert scores["cider"] == pytest.approx(100 * case["mean"], abs=1e-6)
-
-
-def test_cider_worked_by_hand():
-    # Two pictures, idf log 2 for every n-gram. The first prediction is its reference: 1 for each n,
-    # so 10. The second shares 1 of 2 words with a 2-word reference: n = 1 gives 1/2, lengths equal.
-    ours = metrics.cider(split(["a b c d", "e x"]), [split(["a b c d"]), split(["e f"])])
-    # n = 1: vectors (e, x) and (e, f); x has never been seen, which counts as one picture.
-    assert ours == pytest.approx([10.0, 10 * (1 / 2) / 4])
-    # A word in every picture's references weighs nothing.
-    assert metrics.cider(split(["a", "a"]), [split(["a"]), split(["a"])]) == [0.0, 0.0]
-
-
-def test_bleu_and_rouge_equal_coco_caption():
-    """captions.json: 627 random captions with 1 to 7 references, empty ones among them, scored by
-    pycocoevalcap 1.2's Bleu(4), Rouge and Cider.
-    """
-    cases = read("captions.json")
-    assert sum(len(case["predictions"]) for case in cases) >= 500
-    for case in cases:
+    for case in read("captions.json"):
         words = split(case["predictions"])
         references = [split(captions) for captions in case["references"]]
-        bleu, rouge = metrics.bleu(words, references), metrics.rouge_l(words, references)
-        assert bleu == pytest.approx(case["bleu"], rel=1e-9, abs=0), case["name"]
+        rouge = metrics.rouge_l(words, references)
         assert rouge == pytest.approx(case["rouge_l"], rel=1e-9, abs=0), case["name"]
         examples = [example(captions) for captions in case["references"]]
         scores = metrics.caption(case["predictions"], examples)
@@ -266,6 +170,16 @@ def test_captions_equal_coco_caption_live():
             assert ours(predictions, references) == pytest.approx(expected, rel=1e-9, abs=0)
 
 
+def test_cider_worked_by_hand():
+    # Two pictures, idf log 2 for every n-gram. The first prediction is its reference: 1 for each n,
+    # so 10. The second shares 1 of 2 words with a 2-word reference: n = 1 gives 1/2, lengths equal.
+    ours = metrics.cider(split(["a b c d", "e x"]), [split(["a b c d"]), split(["e f"])])
+    # n = 1: vectors (e, x) and (e, f); x has never been seen, which counts as one picture.
+    assert ours == pytest.approx([10.0, 10 * (1 / 2) / 4])
+    # A word in every picture's references weighs nothing.
+    assert metrics.cider(split(["a", "a"]), [split(["a"]), split(["a"])]) == [0.0, 0.0]
+
+
 def test_bleu_worked_by_hand():
     # "the" counts twice, as often as the second reference has it: 4 of 5 words, and 1 of 4 pairs,
     # "the cat". The references, 4 and 6 long, are as close to 5: r is 4, so there is no penalty.
@@ -288,10 +202,9 @@ def test_rouge_worked_by_hand():
 def test_caption_edges():
     references = [["a red cat"], ["a blue dog", "the dog"]]
     examples = [example(r) for r in references]
-    scores = metrics.caption(["", "..."], examples)
-    assert scores == dict.fromkeys(["cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"], 0.0)
+    assert set(metrics.caption(["", "..."], examples).values()) == {0.0}
     assert metrics.caption(["a cat"], examples[:1])["cider"] == 0.0  # idf of one is 0
     upper = metrics.caption(["A RED CAT!", "The dog."], examples)
-    assert upper["cider"] == metrics.caption(["a red cat", "the dog"], examples)["cider"]
+    assert upper == metrics.caption(["a red cat", "the dog"], examples)
     with pytest.raises(BadInput, match="'c7'"):
         metrics.caption(["a cat"], [example([], id="c7")])
