@@ -160,10 +160,10 @@ def test_words_of_a_hand_made_scene():
     assert shapes.plural(("cross", None, "small", None)) == "small crosses"
     assert shapes.say((None, "red", None, "left")) == "red thing on the left"
     assert [o[1] for o in shapes.find(HAND, ("circle", None, "small", None))] == ["blue", "red"]
-    assert shapes.holds(HAND[0], "left of", HAND[1]) and shapes.holds(HAND[0], "above", HAND[1])
-    assert not shapes.holds(HAND[0], "right of", HAND[1])
     level = ("cross", "pink", "small", "right")
-    assert not any(shapes.holds(level, way, HAND[1]) for way in ("above", "below"))
+    found = [[way for way in shapes.RELATIONS if shapes.holds(obj, way, HAND[1])]
+             for obj in (HAND[0], level)]
+    assert found == [["left of", "above"], ["right of"]]
 
 
 def test_captions_fit_a_decoder_of_20_tokens():
@@ -234,11 +234,9 @@ def test_formats(folder):
     assert names == {p.stem for p in (folder / "images").iterdir()} and len(names) == 345
     for name, q in every_question(folder):
         if name.startswith("nlvr"):
-            assert {q["img0"], q["img1"]} <= names and q["label"] in (0, 1)
             split = {"train": "train", "valid": "dev", "test": "test1"}[name.split("/")[1]]
             assert re.fullmatch(rf"{split}-\d+-[0-3]-0", q["identifier"])
         else:
-            assert q["img_id"] in names and set(q["label"].values()) <= {0.3, 0.6, 0.9, 1.0}
             ids.append((name[:3], q["question_id"]))
     assert len(set(ids)) == len(ids)
     assert not any(q["label"] for q in read(folder, "GQA/submit"))
@@ -314,9 +312,8 @@ def test_same_arguments_same_bytes(tmp_path):
 
 
 def test_never_half_written(tmp_path, monkeypatch):
-    count, render = iter(range(50)), scenes.render
-    monkeypatch.setattr(scenes, "render", lambda s, r: (next(count), render(s, r))[1])
-    with pytest.raises(StopIteration):
+    monkeypatch.setattr(scenes, "describe", lambda scene: 1 / 0)     # pictures are there already
+    with pytest.raises(ZeroDivisionError):
         scenes.write(tmp_path / "w", 100, 100, progress=False)
     assert not (tmp_path / "w").exists()
 

@@ -1,10 +1,9 @@
 """How does the built-in world move?
 
 Clips of drawn shapes with subtitles, in the files of the VALUE benchmark (arXiv 2106.04632), for
-its four video tasks. A clip is a story of one to four shots (two to four for testing) of three
-seconds and three frames each. A shot shows one object that comes closer, goes away, stays near or
-stays far. While it lasts somebody says something about a shot of the clip, often another. Three
-shows talk about each clip:
+its four video tasks. A clip is a story of one to four shots of three seconds and three frames
+each. A shot shows one object that comes closer, goes away, stays near or stays far. While it lasts
+somebody says something about a shot of the clip, often another. Three shows talk about each clip:
 
     tv (tvqa, tvc)   tom : i like the star .
     how2 (how2qa)    now paint the second one .
@@ -54,6 +53,9 @@ class Shot(NamedTuple):
     motion: str
 
 
+Story = tuple[Shot, ...]
+
+
 class Line(NamedTuple):
     who: str                                  # "" in how2 and yc2
     verb: str
@@ -89,7 +91,7 @@ SHOWS = {
 
 
 # ---- stories -------------------------------------------------------------------------------------
-def random_story(rng: Random, held_out: bool) -> tuple[Shot, ...]:
+def random_story(rng: Random, held_out: bool) -> Story:
     """Up to four shots of different kinds and colors. With `held_out`, for testing, there are
     held-out pairs, too, and no story of one shot, about which there is nothing to mix up."""
     count = pick(rng, (2, 3, 4) if held_out else (1, 2, 3, 4))
@@ -99,14 +101,14 @@ def random_story(rng: Random, held_out: bool) -> tuple[Shot, ...]:
             return tuple(Shot(kind, color, pick(rng, tuple(MOTIONS))) for color, kind in pairs)
 
 
-def script(rng: Random, show: Show, shots: tuple[Shot, ...]) -> list[Line]:
+def script(rng: Random, show: Show, shots: Story) -> list[Line]:
     """What is said, a line while each shot lasts; the shot that is meant is drawn evenly and need
     not be the one on screen."""
     return [Line(who, verb, pick(rng, ("kind", "color", "order")), pick(rng, range(len(shots))))
             for who, verb in rng.sample(show.links, len(shots))]
 
 
-def say(text: str, shots: tuple[Shot, ...], line: Line) -> str:
+def say(text: str, shots: Story, line: Line) -> str:
     """A text of the show about a line, which calls the object "the star", "the red one" or "the
     second one"."""
     shot = shots[line.shot]
@@ -115,7 +117,7 @@ def say(text: str, shots: tuple[Shot, ...], line: Line) -> str:
     return text.format(noun=nouns[line.key], who=line.who, verb=line.verb, **shot._asdict())
 
 
-def choices(rng: Random, shots: tuple[Shot, ...], right: str, field: str, count: int) -> list[str]:
+def choices(rng: Random, shots: Story, right: str, field: str, count: int) -> list[str]:
     """The right answer among others of its field: first those that the clip shows, too, so that
     the frames alone do not rule them out."""
     shown = {getattr(shot, field) for shot in shots}
@@ -125,7 +127,7 @@ def choices(rng: Random, shots: tuple[Shot, ...], right: str, field: str, count:
     return rng.sample([right, *wrong[:count - 1]], count)
 
 
-def render(shots: tuple[Shot, ...], rng: Random) -> Iterator[Image.Image]:
+def render(shots: Story, rng: Random) -> Iterator[Image.Image]:
     """The frames, 96 x 96 RGB. Every object also moves along a 5 x 5 grid (the tiny CLIP reads
     kinds less well between the grid points), which nobody asks about: CLIP's one vector a frame
     does not tell places apart."""
@@ -142,8 +144,7 @@ def render(shots: tuple[Shot, ...], rng: Random) -> Iterator[Image.Image]:
 
 
 # ---- records -------------------------------------------------------------------------------------
-def questions(rng: Random, show: Show, vid: str, shots: tuple[Shot, ...], lines: list[Line]
-              ) -> Iterator[dict]:
+def questions(rng: Random, show: Show, vid: str, shots: Story, lines: list[Line]):
     """Of each line, a question for each of the two or three fields that it does not name."""
     for (number, line), field in product(enumerate(lines), ASKS):
         if field != line.key:
@@ -159,8 +160,7 @@ def questions(rng: Random, show: Show, vid: str, shots: tuple[Shot, ...], lines:
                    "answer_idx": answers.index(right)}
 
 
-def descriptions(rng: Random, show: Show, vid: str, shots: tuple[Shot, ...], lines: list[Line],
-                 split: str) -> Iterator[dict]:
+def descriptions(rng: Random, show: Show, vid: str, shots: Story, lines: list[Line], split: str):
     """Of each line, its moment in three wordings; for training in one of them."""
     for number, line in enumerate(lines):
         texts = [say(text, shots, line) for text in show.captions]
@@ -173,8 +173,7 @@ def descriptions(rng: Random, show: Show, vid: str, shots: tuple[Shot, ...], lin
                          for i, text in enumerate(texts)]}
 
 
-def records(rng: Random, split: str, vid: str, shots: tuple[Shot, ...]
-            ) -> Iterator[tuple[str, dict]]:
+def records(rng: Random, split: str, vid: str, shots: Story) -> Iterator[tuple[str, dict]]:
     """(file, a new record of it) of one clip, for each of the three shows."""
     for name, show in SHOWS.items():
         lines = script(rng, show, shots)
@@ -192,7 +191,7 @@ def records(rng: Random, split: str, vid: str, shots: tuple[Shot, ...]
 def build(folder: Path, clips: int, seed: int, drawn: bool = True, progress: bool = False) -> None:
     """Fills a folder; with the same annotations, but no pictures, unless `drawn`."""
     files: dict[str, list[str]] = defaultdict(list)
-    stories: dict[str, tuple[Shot, ...]] = {}
+    stories: dict[str, Story] = {}
     (folder / "clips").mkdir(parents=True)
     for split, count in ("train", clips), ("val", clips // 10), ("test_public", clips // 5):
         rng = Random(f"{seed} {split}")
@@ -212,11 +211,10 @@ def build(folder: Path, clips: int, seed: int, drawn: bool = True, progress: boo
     (folder / "stories.json").write_text(json.dumps(stories), encoding="utf-8")
 
 
-def write(folder: str | Path = FOLDER, clips: int = 1200, seed: int = 0, progress: bool = True
-          ) -> Path:
-    """Write the data set into `folder`/video, unless it is there, and return this: ann/ as
-    published, clips/ and stories.json, which says what every clip shows. The same arguments write
-    the same bytes. `clips` are the training clips (a tenth more for val, a fifth for test)."""
+def write(folder: str | Path = FOLDER, clips=1200, seed=0, progress=True) -> Path:
+    """The data set in `folder`/video, written unless it is there, always the same bytes: ann/ as
+    published, clips/ and stories.json, which says what every clip shows. clips: training clips (a
+    tenth more for val, a fifth for test)."""
     with reading(folder):
         assert clips >= 20, f"clips is {clips}: it must be at least 20"
     settings = {"version": VERSION, "clips": clips, "seed": seed}

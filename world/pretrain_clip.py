@@ -1,16 +1,13 @@
 """Where does the tiny CLIP come from?
 
-From pictures of the built-in world and captions for them, the way its big brother was made (CLIP,
-arXiv 2103.00020): of B pictures and B captions, tell which belong together. With image vectors a_i
-and text vectors b_j of length one and a learned scale s,
+From pictures of the built-in world and captions for them (CLIP, arXiv 2103.00020): of B pictures
+and B captions, tell which belong together. With vectors a_i and b_j of length one and a scale s,
 
     loss = mean of cross-entropy(s a_i . b_j over j) and cross-entropy(s a_j . b_i over j)
 
-Two things decide what such a tower learns, because it ignores whatever it can do without:
-* Half of the captions in a batch are hard negatives: each scene has a twin that differs in one
-  thing. Without them color and place identify a picture, and nothing asks for the kind.
-* The captions of a batch leave fields out (a batch may say kinds only). So each field must be
-  read on its own, which also carries it over to pairs of color and kind that no picture showed.
+Such a tower ignores whatever it can do without. So each scene has a twin that differs in one thing
+(else color and place identify a picture, and nothing asks for the kind), and captions leave fields
+out (so each is read on its own, in pairs of color and kind that no picture showed, too).
 
     python -m world.pretrain_clip           makes weights/tiny-clip
     python -m pytest tests/test_pretrain.py

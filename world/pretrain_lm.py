@@ -2,9 +2,8 @@
 
 From texts of the built-in world. They never see a picture; what they are asked about is described.
 Half-way to seeing are *bags*: an object's phrase as one encoder vector, the scaled sum of its
-words' embeddings, unordered and without a position, put where a picture's tokens will stand. Still
-nothing but words, but what a method must learn later is only to turn a patch of a picture into such
-a vector.
+words' embeddings, where a picture's tokens will stand. Still nothing but words, but all that a
+method must learn later is to turn a patch of a picture into such a vector.
 
     python -m world.pretrain_lm bart        weights/tiny-bart: questions on described scenes
     python -m world.pretrain_lm t5          weights/tiny-t5: the same
@@ -18,6 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import chain, product
 from pathlib import Path
 from random import Random
@@ -156,9 +156,8 @@ class Reader:
     def __init__(self, folder: Path, clips: Clips | None = None):
         self.tokenizer, self.clips = load_tokenizer(folder), clips
         self.easy = 0.0                                     # share of easy examples of clips
-
-    def ids(self, text: str) -> list[int]:
-        return data.token_ids(self.tokenizer, text, None)   # remembered: do not change the list
+        # What a text was cut into is remembered: do not change the lists.
+        self.ids = partial(data.token_ids, self.tokenizer, max_length=None)
 
     def phrase(self, text: str) -> list[int]:
         """Ids of words as they stand in the middle of a text, without special tokens."""
@@ -252,20 +251,17 @@ class Reader:
 
 
 # ---- the model -----------------------------------------------------------------------------------
-def see(model: t5.EncoderDecoder, bags: Tensor, noise: float) -> tuple[Tensor, Tensor]:
-    """Bags (B, M, words) -> visual tokens (B, M, D) and their mask. The scale and the noise vary,
-    as nobody knows how a method will write."""
-    v = (model.shared(bags.clamp(min=0)) * (bags >= 0)[..., None]).sum(2)      # B, M, D
-    v = F.layer_norm(v, v.shape[-1:])
-    if model.training:
-        v = v * (0.6 + torch.rand(len(v), 1, 1))
-        v = v + noise * torch.rand(len(v), 1, 1) * torch.randn_like(v)
-    return v, (bags >= 0).any(-1)
-
-
 def answer_logits(model: t5.EncoderDecoder, ids: Tensor, bags: Tensor | None, labels: Tensor,
                   noise: float = 0.0) -> Tensor:
-    visual, seen = (None, None) if bags is None else see(model, bags, noise)
+    """Bags (B, M, words) become visual tokens (B, M, D)."""
+    visual = seen = None
+    if bags is not None:
+        words = model.shared(bags.clamp(min=0)) * (bags >= 0)[..., None]     # B, M, words, D
+        visual, seen = words.sum(2), (bags >= 0).any(-1)                     # B, M, D and B, M
+        visual = F.layer_norm(visual, visual.shape[-1:])
+    if visual is not None and model.training:      # nobody knows how loud a method will write
+        visual = visual * (0.6 + torch.rand(len(visual), 1, 1))
+        visual = visual + noise * torch.rand(len(visual), 1, 1) * torch.randn_like(visual)
     memory, mask = model.encode(ids, visual, seen)
     return model.logits(model.decode(model.shift_right(labels), mask, model.start_cache(memory)))
 
@@ -338,18 +334,17 @@ def draw_batch(reader: Reader, rng: Random, done: float):
 
 
 def save_lm(model: t5.EncoderDecoder, kind: str, folder: Path, card: dict) -> None:
-    c = model.config
-    if kind == "bart":
-        fields = {"encoder_layers": c.layers[0], "decoder_layers": c.layers[1],
-                  "decoder_attention_heads": c.heads, "decoder_ffn_dim": c.ffn,
-                  "max_position_embeddings": c.positions - 2}
-    else:
-        fields = {"num_layers": c.layers[0], "num_decoder_layers": c.layers[1],
-                  "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    c, fields = model.config, {"model_type": kind, "is_encoder_decoder": True}
     for theirs, (ours, _) in (BART_FIELDS if kind == "bart" else T5_FIELDS).items():
         fields[theirs.removesuffix("?")] = getattr(c, ours)
-    save(model, table(c), folder, config={"model_type": kind, "is_encoder_decoder": True, **fields},
-         card=card)
+    if kind == "bart":
+        fields |= {"encoder_layers": c.layers[0], "decoder_layers": c.layers[1],
+                   "decoder_attention_heads": c.heads, "decoder_ffn_dim": c.ffn,
+                   "max_position_embeddings": c.positions - 2}
+    else:
+        fields |= {"num_layers": c.layers[0], "num_decoder_layers": c.layers[1],
+                   "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    save(model, table(c), folder, config=fields, card=card)
 
 
 @program

@@ -3,12 +3,9 @@
 A small world of drawn shapes (world/shapes.py) and questions about it (`example`), in four tasks
 shaped like VQA v2, GQA, NLVR2 and COCO captions; `write` puts it on disk as these are published.
 
-Two rules give its scores a meaning:
-
-* Balance, the lesson of VQA v2 (arXiv 1612.00837). The question and the wanted answer are drawn
-  first and independently, then a scene is searched that gives this answer: the text alone says
-  nothing. On disk every question stands beside two pictures with different answers, every
-  statement beside two true and two false pairs.
+* Balance, the lesson of VQA v2 (arXiv 1612.00837). Question and wanted answer are drawn first, then
+  a scene that gives it: the text alone says nothing. On disk every question stands beside two
+  pictures with different answers, every statement beside two true and two false pairs.
 * Held-out pairs. Six (color, kind) pairs are in no training picture, question or caption; test
   pictures hold them at their natural rate. Who cannot read color and kind apart fails there.
 
@@ -397,12 +394,10 @@ def build(folder: Path, pictures: int, items: int, seed: int, progress: bool) ->
         path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def write(folder: str | Path = FOLDER, pictures: int = 6000, items: int = 12000, seed: int = 0,
-          progress: bool = True) -> Path:
-    """Write the data set, unless it is there, and return its folder. The same arguments write the
-    same bytes; scenes.json says what every picture holds. `pictures` are the training pictures (a
-    tenth more for test, a twentieth for val), `items` the training examples of each of vqa, gqa and
-    nlvr."""
+def write(folder: str | Path = FOLDER, pictures=6000, items=12000, seed=0, progress=True) -> Path:
+    """The data set, written unless it is there, always the same bytes; scenes.json says what every
+    picture holds. pictures: training pictures (a tenth more for test, a twentieth for val); items:
+    training examples of each of vqa, gqa and nlvr."""
     with reading(folder):
         assert min(pictures, items) >= 100, \
             f"pictures is {pictures} and items {items}: both must be at least 100"

@@ -95,8 +95,7 @@ def say(noun: Noun) -> str:
     """A noun in words: "large red star", "blue thing at the top left"."""
     kind, color, size, place = noun
     at = {None: None, "center": "in the center", "left": "on the left", "right": "on the right"}
-    words = size, color, kind or "thing", at.get(place, f"at the {place}")
-    return " ".join(word for word in words if word)
+    return " ".join(filter(None, (size, color, kind or "thing", at.get(place, f"at the {place}"))))
 
 
 def plural(noun: Noun) -> str:
@@ -148,6 +147,7 @@ def related(scene: Scene, target: Noun, relation: str, anchor: Noun) -> list[Obj
 
 
 # ---- pictures ------------------------------------------------------------------------------------
+NOISE = np.random.default_rng(0).normal(0, 5, (16, WIDTH, WIDTH, 3)).astype(np.int16)
 CORNERS = {                                   # of a shape: (distance from its middle, degrees)
     "circle": [(0.9, 3 * i) for i in range(120)],
     "square": [(1.1, 45 + 90 * i) for i in range(4)],
@@ -170,11 +170,6 @@ def stamp(kind: str, radius: int, turn: int) -> Image.Image:
     return mask.resize((side // 8, side // 8), Image.Resampling.BOX)
 
 
-@cache
-def noise() -> np.ndarray:
-    return np.random.default_rng(0).normal(0, 5, (16, WIDTH, WIDTH, 3)).astype(np.int16)
-
-
 def draw(shapes: list[tuple], ground: tuple[int, int, int], rng: Random) -> Image.Image:
     """A 96 x 96 RGB picture with light noise. A shape: (kind, color, shade, radius in pixels, its
     center (x, y), turn in degrees)."""
@@ -182,7 +177,7 @@ def draw(shapes: list[tuple], ground: tuple[int, int, int], rng: Random) -> Imag
     for kind, color, shade, radius, (x, y), turn in shapes:
         shaded = tuple(min(255, int(value * shade)) for value in RGB[color])
         picture.paste(shaded, (x - radius - 1, y - radius - 1), stamp(kind, radius, turn))
-    noisy = np.asarray(picture, np.int16) + pick(rng, noise())
+    noisy = np.asarray(picture, np.int16) + pick(rng, NOISE)
     return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
 
