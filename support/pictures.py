@@ -4,16 +4,14 @@ A picture is a .jpg or .png file. A clip is a folder of these, or an animated .g
 Published features are VL-Adapter's HDF5 file a picture, or an npz file a clip. The id of each is
 its name without the ending. What computers leave in folders is passed over.
 
-    python -m pytest tests/test_features.py
-
 Axes: T frames of a clip, F feature width.
 """
 import math
-import os
 import re
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -33,19 +31,18 @@ AT_ONCE = 16                               # frames that go through CLIP togethe
 STILL, ANIMATED, PUBLISHED = (".jpg", ".jpeg", ".png"), (".gif", ".webp"), (".h5", ".hdf5", ".npz")
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP")   # whatever the name says: PostScript starts a program
 RUBBISH = ("__MACOSX", "@eaDir", "lost+found", "#recycle", "$RECYCLE.BIN")
-PARSER = Lock()                            # Python 3.11 fails when two threads parse a header
-# One spelling of accents: a Mac writes e and an accent where annotations have one letter.
-nfc = partial(normalize, "NFC")
+TURN = Lock()                              # for CLIP, and Python 3.11 parses one header at a time
+nfc = partial(normalize, "NFC")            # a Mac writes e and an accent, annotations one letter
 
 
 # ----------------------------------------------------------------------------------- finding
 
 def inside(folder: Path) -> list[Path]:
-    """The files and folders in a folder, sorted; nothing hidden, no rubbish, pipes or devices. A
-    link to nowhere was meant to be a file: better complained about than missed."""
-    names = [name for name in os.listdir(folder) if name[0] != "." and name not in RUBBISH]
-    paths = [folder / name for name in sorted(names)]
-    return [path for path in paths if path.is_dir() or path.is_file() or not path.exists()]
+    """What lies in a folder, sorted: nothing hidden, no rubbish, no pipes or devices. A link to
+    nowhere was meant to be a file: better complained about than missed."""
+    return [path for path in sorted(folder.iterdir())
+            if path.name[0] != "." and path.name not in RUBBISH
+            and (path.is_dir() or path.is_file() or not path.exists())]
 
 
 def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
@@ -59,34 +56,28 @@ def walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def list_files(folder: str | Path, endings: tuple[str, ...] = STILL) -> dict[str, Path]:
-    """Id -> file, for all files below the folder with these endings, sorted."""
-    return by_id(folder, [path for path in walk(Path(folder)) if path.suffix.lower() in endings
-                          and not path.is_dir()], endings)
-
-
-def list_clips(folder: str | Path) -> dict[str, Path]:
-    """Id -> clip below the folder, sorted; of a folder of frames, the id is its whole name."""
-    return by_id(folder, [path for path in walk(Path(folder)) if path.suffix.lower() in ANIMATED
-                          or path.is_dir() and frame_files(path)], ("folders of frames", *ANIMATED))
-
-
-def by_id(folder: str | Path, paths: list[Path], wanted: Iterable[str]) -> dict[str, Path]:
+    """Id -> file, for all files below the folder with these endings, sorted; of clips' endings,
+    for folders of frames, too, whose id is the whole name."""
     found = {}
     with reading(folder):
-        for path in sorted(paths):
-            name = nfc(path.name if path.is_dir() else path.stem)
-            assert name not in found, (f"{found[name]} and {path} would have the same id, {name!r} "
-                                       "(the name without its ending): rename one")
-            found[name] = path
-        assert found, f"it holds none of {', '.join(wanted)}"
+        for path in sorted(walk(Path(folder))):
+            name, wanted = nfc(path.stem), path.suffix.lower() in endings
+            if path.is_dir():
+                name, wanted = nfc(path.name), endings == ANIMATED and frame_files(path)
+            if wanted:
+                assert name not in found, f"{found[name]} and {path} share id {name!r}: rename one"
+                found[name] = path
+        assert found, f"it holds none of {', '.join(endings)}"
     return found
+
+
+list_clips = partial(list_files, endings=ANIMATED)
 
 
 def frame_files(clip: Path) -> list[Path]:
     """The pictures in a folder, in the order of time: 2.jpg before 10.jpg."""
-    def moment(path: Path) -> tuple[str, str]:
-        return re.sub(r"\d+", lambda digits: digits[0].zfill(20), path.name), path.name
-    return sorted((path for path in inside(clip) if path.suffix.lower() in STILL), key=moment)
+    return sorted((path for path in inside(clip) if path.suffix.lower() in STILL),
+                  key=lambda path: re.sub(r"\d+", lambda digits: digits[0].zfill(20), path.name))
 
 
 def size(path: Path) -> int:
@@ -118,14 +109,13 @@ def read_frames(path: Path, side: int, resize: str = "stretch") -> Iterator[Tens
 
 
 @torch.no_grad()                                         # holds for the thread that it is called in
-def read_clip(path: Path, tower, resize: str, turn: Lock) -> Tensor:
-    """CLIP's vectors of a clip (at most 64, F). Many threads decode frames, and the tower answers
-    one at a time (`turn`), 16 frames of one clip: long clips take no more memory, and neighbours
-    change nothing."""
+def read_clip(path: Path, tower, resize: str) -> Tensor:
+    """CLIP's vectors of a clip (at most 64, F). Many threads decode frames, and the tower takes 16
+    frames of one clip at a time: long clips need no more memory, and neighbours change nothing."""
     frames, vectors = read_frames(path, tower.size, resize), []
     device = next(tower.parameters()).device
     while some := list(islice(frames, AT_ONCE)):
-        with turn:
+        with TURN:
             vectors.append(tower.encode(torch.stack(some).to(device), pooled=True).float().cpu())
     return fit(torch.cat(vectors))
 
@@ -157,17 +147,16 @@ def read_published(path: Path, width: int | None = None) -> Tensor:
     return pool(x.T.unflatten(1, (n, n))[None])[0]
 
 
-# A header can claim any number of rows. Neither reader takes more memory than the file can fill.
+# A header can claim any number of rows. Neither reader fills more memory than the file can.
 
 def read_npz(path: Path) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
         assert "features.npy" in archive.namelist(), f"no 'features', only {archive.namelist()}"
-        with archive.open("features.npy") as file:
-            assert np.lib.format.read_magic(file) == (1, 0), "'features' is no plain numpy array"
-            with PARSER:
-                shape, by_column, dtype = np.lib.format.read_array_header_1_0(file)
-            x = np.frombuffer(file.read(), dtype)        # refuses Python's objects: no pickles
-    return x.reshape(shape, order="F" if by_column else "C")
+        file = BytesIO(archive.read("features.npy"))
+    with TURN:
+        x = np.lib.format.read_array(file)               # refuses Python's objects: no pickles
+    assert not file.read(1), "its header says fewer rows than there are"
+    return x
 
 
 def read_hdf5(path: Path) -> np.ndarray:
