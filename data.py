@@ -1,15 +1,13 @@
 """What is an example of each task?
 
-TASKS is the whole answer for the eye: what each task reads, how its text and its answer look, how
-long they may be, how many examples share a batch, how an answer is decoded and scored, which files
-are read (by support/readers.py) and which are submitted. Below it: examples as tensors, and the
-sampler that mixes the tasks.
+TASKS is the whole answer for the eye: which files each task reads (by support/readers.py), how its
+text and its answer look, how long they may be, how many examples share a batch, how an answer is
+decoded, scored and submitted. Below it: examples as tensors, and the sampler that mixes the tasks.
 
     examples = load_examples("vqa", "train", "datasets/mine")     # .../vqa/karpathy_train.json
     for task, indices in batches({"vqa": examples}, b=64, epoch=0, seed=42): ...
 
-The built-in data set (world/) writes the same files, so it goes through the same code. A task of
-one's own is a row more.
+The built-in data set (world/) writes the same files. A task of one's own is a row more.
 
     python -m pytest tests/test_data.py
 
@@ -20,7 +18,7 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from support import metrics, readers, submit
 from support.gate import BadInput, reading
+from support.readers import Layout
 from support.submit import Form
 
 SPLITS = ("train", "val", "test")  # and "submit": the questions whose answers only a server knows
@@ -52,15 +51,6 @@ class Example:
 # ----------------------------------------------------------------------------------- the table
 
 @dataclass(frozen=True)
-class Layout:
-    """One way in which a task's files are published, and who reads them."""
-    name: str
-    read: Callable[[str, list[Path]], Iterable[dict]]     # (split, files) -> fields of Examples
-    files: dict[str, str]          # of each split: names under the data folder, a space between
-    note: str = ""                 # what its user should know
-
-
-@dataclass(frozen=True)
 class Task:
     """How one task is read, written as text, batched, trained, answered, scored and submitted."""
     prefix: str                    # the task's name in the encoder text
@@ -77,21 +67,15 @@ class Task:
     #                                task's name ends a text
 
 
-def published(name: str, read: Callable, note: str = "", **files: str) -> Layout:
-    """The row published("VL-T5's files", reader, train="a.json", val="b.json c.json")."""
-    return Layout(name, read, files, note)
-
-
 def video_task(task: str, spoken: str, read: Callable, metric: Callable, form: Form,
-               *names: str) -> Task:
-    """A task of VALUE. spoken: the subtitles' file. names: its files of train, val and test, if
-    they are not called as How2QA's; the answers of a test split may be there or not."""
+               *published: str) -> Task:
+    """A task of VALUE. spoken: the subtitles' file. published: how its files of train, val and test
+    are called in each layout; the answers of a test split may be there or not."""
+    files = f"video/ann/{task}/{task}_{{}}.jsonl video/ann/{spoken}_subtitles.jsonl"
     layouts = []
-    for three in (*names, f"{task}_train_release {task}_val_release {task}_test_public_release"):
-        train, val, test = (f"video/ann/{task}/{name}.jsonl video/ann/{spoken}_subtitles.jsonl"
-                            for name in three.split())
-        layouts.append(published("VALUE's files", read, train=train, val=val, test=test,
-                                 submit=test))
+    for names in published:
+        train, val, test = names.split()
+        layouts.append(Layout("VALUE's files", read, files, train, val, test, submit=test))
     return Task(f"{task}: ", tuple(layouts), metric, text_tokens=600, target_tokens=20,
                 decode="beam", submit=form, clips=True)
 
@@ -101,72 +85,61 @@ VQA_TRAIN = f"{QUESTIONS.format('train2014')} vqa/v2_mscoco_train2014_annotation
 VQA_VAL = f"{QUESTIONS.format('val2014')} vqa/v2_mscoco_val2014_annotations.json"
 KARPATHY = "COCO/dataset_coco.json"
 NO_SPLIT = f"without {KARPATHY}, train2014 trains and val2014 tests, unlike in the papers"
-CLIP_IDS = Form((int, str), ".jsonl", submit.descriptions, name=submit.value_name)
+RELEASE = "train_release val_release test_release"
+PUBLIC = "train_release val_release test_public_release"
 
+# A layout: its name, its reader, the pattern of its files, and the names of train, val, test (and
+# submit) in it. Where several lie in one folder, the first that is complete is read.
 TASKS = {
     "vqa": Task(
         "vqa: ", loss="score", metric=metrics.vqa,
-        submit=Form(int, ".json", submit.json_list("question_id", "answer")),
+        submit=submit.json_list(int, "question_id", "answer"),
         layouts=(
-            published("VL-T5's files", readers.read_vqa, train="vqa/karpathy_train.json",
-                      val="vqa/karpathy_val.json", test="vqa/karpathy_test.json",
-                      submit="vqa/test.json"),
-            published("VQAv2's files in Karpathy's splits", readers.read_vqa2_karpathy,
-                      train=f"{VQA_TRAIN} {VQA_VAL} {KARPATHY}", val=f"{VQA_VAL} {KARPATHY}",
-                      test=f"{VQA_VAL} {KARPATHY}"),
-            published("VQAv2's files", readers.read_vqa2, NO_SPLIT, train=VQA_TRAIN, val=VQA_VAL,
-                      test=VQA_VAL, submit=QUESTIONS.format("test2015")),
-            published("VQAv2's test-dev", readers.read_vqa2,
-                      submit=QUESTIONS.format("test-dev2015")))),
+            Layout("VL-T5's files", readers.read_vqa, "vqa/{}.json",
+                   "karpathy_train", "karpathy_val", "karpathy_test", submit="test"),
+            Layout("VQAv2's files in Karpathy's splits", readers.read_vqa2, "{}",
+                   f"{VQA_TRAIN} {VQA_VAL} {KARPATHY}", *[f"{VQA_VAL} {KARPATHY}"] * 2),
+            Layout("VQAv2's files", readers.read_vqa2, "{}", VQA_TRAIN, VQA_VAL, VQA_VAL,
+                   submit=QUESTIONS.format("test2015"), note=NO_SPLIT),
+            Layout("VQAv2's test-dev", readers.read_vqa2, QUESTIONS, submit="test-dev2015"))),
     "gqa": Task(
         "gqa: ", share=(100, 60), metric=metrics.exact_match,
-        submit=Form(str, ".json", submit.json_list("questionId", "prediction")),
+        submit=submit.json_list(str, "questionId", "prediction"),
         # GQA keeps its test answers to itself: papers train on train + val and report test-dev.
         layouts=(
-            published("VL-T5's files", readers.read_questions,
-                      train="GQA/train.json GQA/valid.json", val="GQA/testdev.json",
-                      test="GQA/testdev.json", submit="GQA/submit.json"),
-            published("GQA's files", readers.read_questions,
-                      train="GQA/train_balanced_questions.json GQA/val_balanced_questions.json",
-                      val="GQA/testdev_balanced_questions.json",
-                      test="GQA/testdev_balanced_questions.json",
-                      submit="GQA/submission_all_questions.json"))),
+            Layout("VL-T5's files", readers.read_questions, "GQA/{}.json",
+                   "train valid", "testdev", "testdev", submit="submit"),
+            Layout("GQA's files", readers.read_questions, "GQA/{}_questions.json",
+                   "train_balanced val_balanced", "testdev_balanced", "testdev_balanced",
+                   submit="submission_all"))),
     "nlvr": Task(
         "nlvr: ", text_tokens=None, share=(20, 60), decode="choice", metric=metrics.nlvr,
-        submit=Form(str, ".csv", submit.lines, ANSWERS),
+        submit=submit.lines(*ANSWERS),
         layouts=(
-            published("VL-T5's files", readers.read_nlvr, train="nlvr/train.json",
-                      val="nlvr/valid.json", test="nlvr/test.json"),
-            published("NLVR2's files", readers.read_nlvr, train="nlvr/train.json",
-                      val="nlvr/dev.json", test="nlvr/test1.json"))),
+            Layout("VL-T5's files", readers.read_nlvr, "nlvr/{}.json", "train", "valid", "test"),
+            Layout("NLVR2's files", readers.read_nlvr, "nlvr/{}.json", "train", "dev", "test1"))),
     "caption": Task(
         "caption: ", text_tokens=40, target_tokens=20, share=(50, 60), loss="tokens",
         decode="beam", metric=metrics.caption,
-        submit=Form(int, ".json", submit.json_list("image_id", "caption")),
+        submit=submit.json_list(int, "image_id", "caption"),
         layouts=(
-            published("Karpathy's file", readers.read_karpathy, train=KARPATHY, val=KARPATHY,
-                      test=KARPATHY),
-            published("COCO's files", readers.read_coco, NO_SPLIT,
-                      train="COCO/captions_train2014.json", val="COCO/captions_val2014.json",
-                      test="COCO/captions_val2014.json",
-                      submit="COCO/image_info_test2014.json"))),
+            Layout("Karpathy's file", readers.read_karpathy, "{}", KARPATHY, KARPATHY, KARPATHY),
+            Layout("COCO's files", readers.read_coco, "COCO/{}2014.json", "captions_train",
+                   "captions_val", "captions_val", submit="image_info_test", note=NO_SPLIT))),
     # VALUE's test questions contain TVQA's own: where both lie there, VALUE's are read.
     "tvqa": video_task("tvqa", "tv", partial(readers.read_choices, choices=5), metrics.exact_match,
-                       Form(str, ".json", submit.indices(5), name=submit.value_name),
-                       "tvqa_train tvqa_val tvqa_test_release",
-                       "tvqa_train tvqa_val tvqa_test_public"),
+                       submit.indices(5), "train val test_release", "train val test_public",
+                       PUBLIC),
     "how2qa": video_task("how2qa", "how2", partial(readers.read_choices, choices=4),
-                         metrics.exact_match,
-                         Form(str, ".json", submit.indices(4), name=submit.value_name)),
+                         metrics.exact_match, submit.indices(4), PUBLIC),
     "tvc": video_task("tvc", "tv", partial(readers.read_clip_captions, spans=True),
-                      metrics.clip_caption, CLIP_IDS,
-                      "tvc_train_release tvc_val_release tvc_test_release"),
-    "yc2c": video_task("yc2c", "yc2", readers.read_clip_captions, metrics.clip_caption, CLIP_IDS,
-                       "yc2c_train_release yc2c_val_release yc2c_test_release"),
+                      metrics.clip_caption, submit.descriptions(), RELEASE, PUBLIC),
+    "yc2c": video_task("yc2c", "yc2", readers.read_clip_captions, metrics.clip_caption,
+                       submit.descriptions(), RELEASE, PUBLIC),
 }
 
 
-# ----------------------------------------------------------------------------- finding, loading
+# ------------------------------------------------------------------------------------- loading
 
 class Unanswered(BadInput):
     """The answers of a test split are not public."""
@@ -183,7 +156,7 @@ def load_examples(task: str, split: str, folder: str | Path,
     record and field of what is missing, broken or empty.
     """
     with reading(f"{task} {split}"):
-        layout, paths = find_files(task, split, Path(folder))
+        layout, paths = readers.find_files(TASKS[task].layouts, split, Path(folder))
     if layout.note:
         print(f"{task} {split}: {layout.name} are read; {layout.note}")
     more = {"subtitles": subtitles} if TASKS[task].clips else {}
@@ -193,57 +166,17 @@ def load_examples(task: str, split: str, folder: str | Path,
     if split == "test" and examples and not answered:
         raise Unanswered(f"{task} test: {where} has no answered example of this split.")
     with reading(where):
-        kind = "example" if split == "submit" else "answered example"
-        assert examples if split == "submit" else answered, f"there is no {kind} of split {split}"
+        needed = examples if split == "submit" else answered
+        assert needed, f"it has no example of split {split}, or none is answered"
         if split != "train":
-            ids = Counter(ex.id for ex in examples)
-            twice = [name for name in ids if ids[name] > 1]
-            assert not twice, (f"id {twice[0]!r} is there more than once and would be scored so: "
-                               "take the others out")
+            name, times = Counter(ex.id for ex in examples).most_common(1)[0]
+            assert times == 1, (f"id {name!r} is there more than once and would be scored so: take "
+                                "the others out")
             return examples
     if len(answered) < len(examples):
         print(f"{task} train: {len(examples) - len(answered)} of {len(examples)} examples have no "
               "answer and are left out")
     return answered
-
-
-def find_files(task: str, split: str, folder: Path) -> tuple[Layout, list[Path]]:
-    """The layout in which a task's files are there, and the paths of a split.
-
-    It is the first that is complete, else the one that lacks fewest files; the same for train, val
-    and test, as the training split of one can hold the test split of another.
-    """
-    def names(layout: Layout, splits: tuple[str, ...]) -> list[str]:
-        every = " ".join(layout.files[split] for split in splits)
-        return list(dict.fromkeys(every.split()))
-
-    def lost(layout: Layout, splits: tuple[str, ...]) -> list[str]:
-        return [name for name in names(layout, splits) if not locate(folder, name).exists()]
-
-    def rank(layout: Layout) -> tuple[int, int]:
-        lacks = len(lost(layout, together))
-        there = len(names(layout, together)) - lacks
-        return lacks, -there if lacks else 0
-
-    assert folder.is_dir(), f"{folder} is not a folder: name the one that holds the data"
-    together = SPLITS if split in SPLITS else (split,)
-    layouts = [layout for layout in TASKS[task].layouts if split in layout.files]
-    assert layouts, "there is no such split: the answers of its test are published"
-    best = min(layouts, key=rank)
-    if lost(best, (split,)):
-        ways = []
-        for layout in sorted(layouts, key=rank):
-            missing = lost(layout, (split,)) or lost(layout, together)
-            ways.append(f"{' and '.join(missing)} ({layout.name})")
-        raise BadInput(f"{task} {split}: {folder} lacks {', or '.join(ways)}.")
-    return best, [locate(folder, name) for name in names(best, (split,))]
-
-
-def locate(folder: Path, name: str) -> Path:
-    """Where a file is, or should be: COCO's archives unpack into a folder named annotations."""
-    path = folder / name
-    unpacked = path.parent / "annotations" / path.name
-    return unpacked if unpacked.exists() and not path.exists() else path
 
 
 # ---------------------------------------------------------------------------------- to tensors

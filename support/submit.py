@@ -22,68 +22,63 @@ def plain_name(task: str, split: str) -> str:
 
 def value_name(task: str, split: str) -> str:
     """Where VALUE's scorer looks: "tvqa/tvqa_val_predictions"; its splits are val and test."""
-    split = "val" if split == "val" else "test"
-    if task == "how2qa" and split == "test":
-        split = "test_public"
+    if split != "val":
+        split = "test_public" if task == "how2qa" else "test"
     return f"{task}/{task}_{split}_predictions"
 
 
 class Form(NamedTuple):
     ids: type | tuple[type, ...]             # what the benchmark's ids are
     ending: str
-    text: Callable[[dict, list], str]        # (answers by id, examples) -> what the file holds
+    text: Callable[[list[tuple]], str]       # [(id, answer, picture or clip)] -> the file's content
     allowed: tuple[str, ...] = ()            # the answers that a server takes; (): any text
     name: Callable[[str, str], str] = plain_name     # (task, split) -> the file's, without ending
 
 
-def json_list(id_field: str, answer_field: str) -> Callable[[dict, list], str]:
-    def text(answers: dict, examples: list) -> str:
-        return json.dumps([{id_field: name, answer_field: answer}
-                           for name, answer in answers.items()])
-    return text
+def json_list(ids: type, id_field: str, answer_field: str) -> Form:
+    return Form(ids, ".json", lambda rows: json.dumps(
+        [{id_field: name, answer_field: answer} for name, answer, _ in rows]))
 
 
-def lines(answers: dict, examples: list) -> str:
-    return "".join(f"{name},{answer.capitalize()}\n" for name, answer in answers.items())
+def lines(*allowed: str) -> Form:
+    return Form(str, ".csv", lambda rows: "".join(
+        f"{name},{answer.capitalize()}\n" for name, answer, _ in rows), allowed)
 
 
-def indices(choices: int) -> Callable[[dict, list], str]:
+def indices(choices: int) -> Form:
     """An answer that is none of the choices is sent as 0; their number is printed."""
-    def text(answers: dict, examples: list) -> str:
+    def text(rows: list[tuple]) -> str:
         named = {f"a{k}": k for k in range(choices)}
-        odd = sum(answer not in named for answer in answers.values())
+        odd = sum(answer not in named for _, answer, _ in rows)
         if odd:
-            print(f"submission: {odd} of {len(answers)} answers are none of {', '.join(named)} and "
+            print(f"submission: {odd} of {len(rows)} answers are none of {', '.join(named)} and "
                   "are sent as 0")
-        return json.dumps({name: named.get(answer, 0) for name, answer in answers.items()})
-    return text
+        return json.dumps({name: named.get(answer, 0) for name, answer, _ in rows})
+    return Form(str, ".json", text, name=value_name)
 
 
-def descriptions(answers: dict, examples: list) -> str:
-    found = []
-    for example, answer in zip(examples, answers.values()):
-        record = {"vid_name": example.images[0], "clip_id": example.id, "descs": [{"desc": answer}]}
-        found.append(json.dumps(record) + "\n")
-    return "".join(found)
+def descriptions() -> Form:
+    def line(name: int | str, answer: str, video: str) -> str:
+        record = {"vid_name": video, "clip_id": name, "descs": [{"desc": answer}]}
+        return json.dumps(record) + "\n"
+    return Form((int, str), ".jsonl", lambda rows: "".join(line(*row) for row in rows),
+                name=value_name)
 
 
 def write(task: str, form: Form, answers: list[str], examples: list, path: str | Path) -> Path:
-    """Writes the file for a whole split; returns its path, with the right ending.
-
-    BadInput where the server would refuse: an id that is there twice or of the wrong type, an
-    answer that is none. Nothing is written then.
+    """Writes the file for a whole split; returns its path, with the right ending. BadInput, and no
+    file, where the server would refuse: an id that is there twice or of the wrong type, no answer.
     """
     assert examples and len(answers) == len(examples), "one answer an example, and at least one"
     rows = {}
     for example, answer in zip(examples, answers):
         with reading(f"{task} submission", example.id):
-            name = str(example.id) if form.ids is str else example.id
+            name, answer = str(example.id) if form.ids is str else example.id, answer.strip()
             assert isinstance(name, form.ids), f"the server's ids are {form.ids}, not {name!r}"
             assert name not in rows, "it is there twice; the server takes one answer an id"
-            answer = answer.strip()
             assert not form.allowed or answer in form.allowed, \
                 f"its answer should be one of {', '.join(form.allowed)}, not {answer!r}"
-            rows[name] = answer
+            rows[name] = name, answer, example.images[0]
     path = Path(path).with_suffix(form.ending)
-    replace_file(path, form.text(rows, examples))
+    replace_file(path, form.text(list(rows.values())))
     return path
