@@ -7,6 +7,7 @@ this code cannot reproduce exactly are named, never passed over.
 
     python -m pytest tests/test_published.py
 """
+import json
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch import nn
 
 from answers import AnswerHead, transplant
 from support import weights
-from support.gate import Number, check, read_json, reading
+from support.gate import Number, check, read_json, read_text, reading
 from t5 import Config, EncoderDecoder, bart, bert, t5
 
 # ---------------------------------------------------------------------------- what a config says
@@ -293,7 +294,7 @@ def load_answer_head(head: AnswerHead, folder: str | Path) -> None:
     path, old = Path(folder) / "all_ans.json", behind(weights.read(folder), "answer_head.logit_fc.")
     if path.exists() and old:
         with reading(path):                              # LXMERT's file: a list of {"ans": answer}
-            found = [check(record, {"ans": str})[0] for record in read_json(path, list)]
+            found = [check(record, {"ans": str})[0] for record in json.loads(read_text(path))]
             known = transplant(head, old, found)
         print(f"answer head: {known} of {len(head.vocabulary)} answers are known from {path}")
 
