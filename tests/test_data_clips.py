@@ -14,6 +14,7 @@ import methods
 from data import Example
 from support import metrics
 from support.tokenizer import load_tokenizer
+from test_data import Words
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
@@ -44,7 +45,7 @@ def test_the_parts_are_one_text_where_they_fit(toks):
     for context, text, named in [
         (FULL.context, FULL.text, True), (FULL.context, FULL.text, False), ("", FULL.text, True),
         (FULL.context, "", True), ("", "", True), (FULL.context, "", False), ("", "", False),
-    ]:  # fmt: skip
+    ]:
         ex = replace(FULL, context=context, text=text)
         joint = " ".join(filter(None, (context, text, "tvqa:" if named else "")))
         assert data.text_ids(ex, ours, named) == theirs.encode(joint).ids, joint
@@ -54,20 +55,12 @@ def test_a_long_subtitle_never_hides_the_question(toks):
     ours, theirs = toks
     words = [f"{word} {i}" for i, word in enumerate(["red", "it's", "small", "black", "a"] * 500)]
     ex = replace(FULL, context=" ".join(words))
-    assert len(ex.context.split()) == 5000
-    rest = theirs.encode(f" {ex.text} tvqa:").ids
     special = [] if ours.bos_id is None else [ours.bos_id]
+    tail = theirs.encode(f" {ex.text} tvqa:").ids[len(special):]
+    room = 600 - len(tail)                       # as much of what is said as fits
     ids = data.collate([ex, FULL], ours, Clips()).input_ids[0].tolist()
-    assert len(ids) == 600
-    assert ids[: len(special)] == special and ids[-1] == ours.eos_id
-    tail = rest[len(special) :]
-    assert ids[-len(tail) :] == tail
-    room = 600 - len(tail)
-    assert ids[:room] == theirs.encode(ex.context).ids[:room]  # as much of what is said as fits
+    assert ids == theirs.encode(ex.context).ids[:room] + tail and len(ids) == 600
     assert ids.count(ours.eos_id) == 1 and all(ids.count(i) == 1 for i in special)
-    text = ours.decode(ids)
-    for part in (ASKED, "tvqa:", "red 0 it's 1"):
-        assert ours.decode(ours.encode(part)) in text
 
 
 def test_a_question_that_does_not_fit_is_named():
@@ -79,24 +72,14 @@ def test_a_question_that_does_not_fit_is_named():
 # ------------------------------------------------------------------------------------------ batches
 
 
-class Words:
-    """A tokenizer of whole words: 0 begins, 2 ends, 1 pads."""
-
-    pad_id, bos_id, eos_id = 1, 0, 2
-
-    def encode(self, text, max_length=None):
-        ids = [3 + len(word) for word in text.split()]
-        return [0, *ids[: None if max_length is None else max_length - 2], 2]
-
-
 class Clips:
     """Clip "v" has 3 real frames of 64, "w" 64."""
 
     real, tokens = {"v": 3, "w": 64}, 64
 
     def stack(self, ids):
-        return torch.stack([torch.arange(64.0)[:, None].repeat(1, 5) * (n + 1)
-                            for n in range(len(ids))])  # fmt: skip
+        numbers = torch.arange(1.0, len(ids) + 1).view(-1, 1, 1).expand(-1, 64, 5)
+        return numbers * torch.arange(64)[:, None]
 
     def frames(self, ids):
         return [self.real[i] for i in ids]
@@ -188,12 +171,10 @@ def test_few_clips_meet_others_every_epoch():
 
 
 def test_who_shares_a_batch_depends_on_seed_and_epoch():
-    """An epoch's slices are others, so the same clips do not meet again; pictures are not touched
-    by clips beside them."""
-    examples, few = subtitled(2000), subtitled(100, 1)
-    both = {"tvqa": examples, "tvc": few}
+    """An epoch's slices are others, so the same clips do not meet again."""
+    both = {"tvqa": subtitled(2000), "tvc": subtitled(100, 1)}
     plan, again, *others = (list(data.batches(both, 5, epoch, seed))
-                            for epoch, seed in ((0, 1), (0, 1), (1, 1), (0, 2)))  # fmt: skip
+                            for epoch, seed in ((0, 1), (0, 1), (1, 1), (0, 2)))
     assert plan == again and {task for task, _ in plan} == {"tvqa", "tvc"}
     for other in others:
         same = {tuple(p) for t, p in plan if t == "tvqa"} & {tuple(p) for _, p in other}
@@ -224,8 +205,8 @@ def test_the_table():
         row = data.TASKS[task]
         assert data.batch_size(task, 50) == 50
         assert row.metric in (metrics.exact_match, metrics.clip_caption)
-        assert (row.text_tokens, row.target_tokens, row.loss, row.decode) == (
-            600, 20, "examples", "beam")  # fmt: skip
+        assert (row.text_tokens, row.target_tokens) == (600, 20)
+        assert (row.loss, row.decode) == ("examples", "beam")
     long = replace(FULL, task="tvc", targets={"x " * 40: 1.0})
     assert data.collate([long], Words(), Clips()).labels.shape == (1, 20)
 

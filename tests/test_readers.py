@@ -259,14 +259,12 @@ def test_subtitles_are_cut_to_the_span(tmp_path, ts, text, context):
     assert found["context"] == context and found["text"].startswith(f"Who waves? {text}a0: Ann.")
 
 
-@pytest.mark.parametrize("published, written", [("Red.", "Red."), ("Blue", "Blue."),
-                                                ("Green. ", "Green."), ("No ..", "No.")])
-def test_a_choice_ends_in_one_full_stop(tmp_path, published, written):
+def test_a_choice_ends_in_one_full_stop(tmp_path):
     """As the papers' code has it, strip(". ") + "."."""
-    paths = write(tmp_path, {"tvqa.jsonl": Lines([QUESTION | CHOICES | {"a1": published}
-                                                  | {"answer_idx": 0}]), "subtitles.jsonl": TV})
+    asked = QUESTION | {"a0": "Red.", "a1": "Blue", "a2": "Green. ", "a3": "No ..", "a4": "?"}
+    paths = write(tmp_path, {"q.jsonl": Lines([asked | {"answer_idx": 0}]), "s.jsonl": TV})
     (found,) = read(readers.read_choices, "val", paths)
-    assert f" a1: {written} a2:" in found["text"]
+    assert found["text"].endswith(" a0: Red. a1: Blue. a2: Green. a3: No. a4: ?.")
 
 
 def test_a_clip_without_a_name_is_named_by_its_span(tmp_path):
@@ -285,14 +283,13 @@ def test_soft_scores():
 
 def test_no_answer_is_taught_that_the_metric_gives_nothing_for():
     assert readers.soft_scores(["none"] * 6 + ["kite"] * 4) == {"kite": 1.0}     # not "0"
-    assert readers.soft_scores(["none"] * 10) == {}
     generator = random.Random(0)
     words = ["none", "0", "the dog", "dog", "Dog", "two", "2", "a", "yes,", "yes", "1,000", "dont"]
     for _ in range(300):
         people = generator.choices(generator.sample(words, 3), k=10)
-        for answer in {*readers.soft_scores(people), "dog"}:
-            taught = answer in readers.soft_scores(people)
-            assert taught == (vqa_accuracy(answer, people) > 0), (answer, people)
+        scores = readers.soft_scores(people)
+        for answer in {*scores, "dog"}:
+            assert (answer in scores) == (vqa_accuracy(answer, people) > 0), (answer, people)
 
 
 def test_equal_answers_and_pictures_are_one_object(tmp_path):
@@ -422,15 +419,13 @@ def test_broken_json_is_named(tmp_path, text, record):
         assert len(str(error.value)) < 300 + len(str(path))
 
 
-def test_what_stands_behind_is_read_too(tmp_path):
-    """A file that was cut off behind its list is not taken for a whole one."""
-    for text in ('{"key": [1, 2]', '{"key": [1, 2], "x": [', '{"key": [1, 2], "x": 1} {}'):
-        (path,) = write(tmp_path, {"a.json": text})
-        with pytest.raises(BadInput, match="a.json[:,] "):
-            list(readers.records([path], repr, "key"))
-    path.write_bytes(b'["\xff"]')
-    with pytest.raises(BadInput, match="a.json: .*utf-8"):
-        list(readers.records([path], repr))
+@pytest.mark.parametrize("content", [
+    b'{"key": [1, 2]', b'{"key": [1, 2], "x": [', b'{"key": [1, 2], "x": 1} {}', b'{"\xff": 1}'])
+def test_a_file_that_was_cut_off_behind_its_list_is_not_a_whole_one(tmp_path, content):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(BadInput, match="a.json[:,] "):
+        list(readers.records([path], repr, "key"))
 
 
 def test_only_large_files_show_a_bar(tmp_path, monkeypatch, capsys):
