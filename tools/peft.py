@@ -6,8 +6,8 @@
     python -m tools.peft FOLDER lora.safetensors --lm LM       # PEFT's folder, for train.py --init
     python -m pytest tests/test_peft.py
 
-PEFT's folder: adapter_config.json says what stands where, adapter_model.safetensors holds the
-tensors, under the transformers model's names behind "base_model.model.":
+PEFT's folder is adapter_config.json and adapter_model.safetensors, whose names are the transformers
+model's behind "base_model.model.":
 
     ours                              PEFT's
     <Linear>.tune.net.down.weight     <its published name>.lora_A.weight             r, in
@@ -15,14 +15,14 @@ tensors, under the transformers model's names behind "base_model.model.":
     <Linear>.tune.m                   <its published name>.lora_magnitude_vector     out (DoRA)
     <Linear or norm>.bias             <its published name>[.base_layer].bias         bias "all"
 
-A merged folder is a published one: config.json, model.safetensors, the tokeniser's files. Neither
-has a place for the visual embedding: it lies beside, in visual_embedding.safetensors, which is an
-adapter file of row frozen.
+The visual embedding has no place in it, nor in a merged (published) folder: it lies beside, in
+visual_embedding.safetensors, an adapter file of row frozen.
 """
 import argparse
 import json
 import re
 import shutil
+from collections import ChainMap
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from support.gate import Number, check, program, read_json, reading, replace_fil
 
 CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 VISUAL = "visual_embedding.safetensors"
+COPIED = ("generation_config.json", "*token*.json", "vocab.json", "merges.txt", "*.model")
 PREFIX, A = "base_model.model.", ".lora_A.weight"
 TAILS = {"net.down.weight": A, "net.up.weight": ".lora_B.weight", "m": ".lora_magnitude_vector"}
 
@@ -53,12 +54,8 @@ FIELDS = {
 FREE = set("""target_modules exclude_modules layers_to_transform layers_pattern revision
     base_model_name_or_path task_type auto_mapping inference_mode peft_version megatron_core
     eva_config qalora_group_size""".split())
-# Fields of Add that PEFT's config has words for, or that only say how training began.
+# Fields of Add that PEFT has words for, or that only say how training began.
 SAID = ("r", "reduction", "alpha", "scale", "dropout", "module", "std", "zero")
-
-# Of a published folder, beside its config and weights.
-COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json",
-          "merges.txt", "spiece.model", "special_tokens_map.json", "added_tokens.json")
 
 
 def names_table(config: t5.Config) -> weights.Table:
@@ -75,11 +72,8 @@ def build(lm_folder: str, widths: list[int], method: str, changes: str,
     return model
 
 
-def visual(model: VLModel) -> dict[str, Tensor]:
-    return {name: t for name, t in model.trained().items() if name.startswith("visual.")}
-
-
-def write_adapter(path: Path, tensors: dict[str, Tensor], method: str, changes: str) -> None:
+def write_adapter(path: Path, tensors: dict[str, Tensor], method: str = "frozen",
+                  changes: str = "") -> None:
     """A file for train.py --init, with what it wants to know."""
     config = {"method": method, "set": changes, "tasks": "", "train_clip": False}
     weights.write(path, tensors, {"config": json.dumps(config)})
@@ -88,28 +82,8 @@ def write_adapter(path: Path, tensors: dict[str, Tensor], method: str, changes: 
 # ----------------------------------------------------------------------------------- to PEFT
 
 def export(model: VLModel, folder: Path, base: str = "", task: str = "") -> None:
-    """Writes the installed LoRA or DoRA row as a PEFT folder, the visual embedding beside it.
-
-    base: folder or name of the published language model. task: whose modules, where there is one
-    a task. BadInput, and nothing written, for what PEFT's format cannot say.
-    """
-    with reading("PEFT's format"):
-        said = peft_config(model, task)
-    names, trained = peft_names(model, task), model.trained()
-    targets = [name.removeprefix(PREFIX).removesuffix(A) for name in names.values()
-               if name.endswith(A)]
-    config = {"peft_type": "LORA", "task_type": "SEQ_2_SEQ_LM", **said,
-              "target_modules": sorted(targets), "use_rslora": False, "fan_in_fan_out": False,
-              "modules_to_save": None, "init_lora_weights": True, "inference_mode": True,
-              "base_model_name_or_path": base or None}
-    write_adapter(folder / VISUAL, visual(model), "frozen", "")
-    weights.write(folder / ADAPTER, {theirs: trained[ours] for ours, theirs in names.items()},
-                  {"format": "pt"})
-    replace_file(folder / CONFIG, json.dumps(config, indent=1) + "\n")
-
-
-def peft_config(model: VLModel, task: str) -> dict:
-    """The installed row in PEFT's words; AssertionError for what they cannot say."""
+    """Writes the installed LoRA or DoRA row, for a base model, as a PEFT folder; of one task, if
+    each has its own. BadInput, and nothing written, if PEFT cannot say the row."""
     adds, opened = list(set(model.method.at.values())), model.method.open
     lora = Add(reads="x", linear=True, per_task="all" if task else None)
     if len(adds) == 1 and adds[0].module in (Adapter, DoRA):
@@ -118,66 +92,64 @@ def peft_config(model: VLModel, task: str) -> dict:
     ranks = {lora.width(linear.out_features) for linear in linears}
     # Whole descriptions are compared, so that no field of Add, old or new, is forgotten.
     same = adds == [lora] and len(linears) == len(model.installed) and len(ranks) == 1
-    assert same and opened in ((), ("biases",)), (
-        "it can say LoRA or DoRA, dense and with s 1, behind Linears, with one r, alpha and "
-        f"dropout, and all biases or none; this row is {model.method.formula}, at "
-        f"{', '.join(model.method.at) or 'no site'}, and opens {'+'.join(opened) or 'nothing'}")
-    (r,) = ranks
-    return {"r": r, "lora_alpha": lora.scale * (r if lora.alpha is None else lora.alpha),
-            "lora_dropout": lora.dropout, "use_dora": lora.module is DoRA,
-            "bias": "all" if opened else "none"}
+    with reading("PEFT's format"):
+        assert same and opened in ((), ("biases",)), \
+            "it can say dense LoRA or DoRA of Linears, with one r and alpha, and all biases or none"
+    r, names, trained = min(ranks), peft_names(model, task), model.trained()
+    config = {
+        "peft_type": "LORA", "task_type": "SEQ_2_SEQ_LM", "r": r,
+        "lora_alpha": lora.scale * (r if lora.alpha is None else lora.alpha),
+        "lora_dropout": lora.dropout, "use_dora": lora.module is DoRA,
+        "bias": "all" if opened else "none", "inference_mode": True,
+        "target_modules": sorted(name.removeprefix(PREFIX).removesuffix(A)
+                                 for name in names.values() if name.endswith(A)),
+        "base_model_name_or_path": base or None}
+    write_adapter(folder / VISUAL, model.visual.state_dict(prefix="visual."))
+    weights.write(folder / ADAPTER, {theirs: trained[ours] for ours, theirs in names.items()},
+                  {"format": "pt"})
+    replace_file(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
 def peft_names(model: VLModel, task: str = "") -> dict[str, str]:
     """Our name of what the row trains in the language model -> PEFT's."""
     table, names = names_table(model.lm.config), {}
-    tune = f".tune.{task}." if task else ".tune."
-    for name, p in model.lm.named_parameters("lm"):
-        module, _, tail = name.partition(tune)
-        if not p.requires_grad or not tail and ".tune." in name:
-            continue                                        # frozen, or another task's
-        module = module.removesuffix(".bias")
-        if tail:
-            end = TAILS[tail]
-        elif module in model.installed:
-            end = ".base_layer.bias"                        # PEFT wraps the Linears that it adapts
-        else:
-            end = ".bias"
-        names[name] = PREFIX + weights.to_published(module.removeprefix("lm."), table)[0] + end
+    for name in model.trained():
+        place, _, tail = name.partition(f".tune.{task}." if task else ".tune.")
+        if not name.startswith("lm.") or not tail and ".tune." in name:
+            continue                                        # the embedding, or another task's
+        place = place.removesuffix(".bias")
+        end = ".base_layer.bias" if place in model.installed else ".bias"    # PEFT wraps Linears
+        end = TAILS[tail] if tail else end
+        names[name] = PREFIX + weights.to_published(place.removeprefix("lm."), table)[0] + end
     return names
 
 
 # --------------------------------------------------------------------------------- from PEFT
 
 def from_peft(folder: Path, lm_folder: str, path: Path) -> tuple[str, str]:
-    """Writes a PEFT folder as an adapter file. Returns --method and --set of the row that it fits.
+    """Writes a PEFT folder, and the visual embedding if it lies beside, as an adapter file.
 
-    The visual embedding comes along where it lies beside. BadInput for what no row can hold.
+    Returns --method and --set of the row that it fits; BadInput for what no row can hold.
     """
     content, source, beside = read_json(folder / CONFIG), folder / ADAPTER, {}
     with reading(folder / CONFIG):
         check(content, FIELDS)
         known = FREE | {name.rstrip("?") for name in FIELDS}
-        odd = [f"{name} {value!r}" for name, value in content.items()
-               if value and name not in known]
-        assert not odd, f"{', '.join(odd)} is nothing that a row can say: train without it"
-    if not source.exists() and source.with_suffix(".bin").exists():
-        source = source.with_suffix(".bin")                 # a pickle: read says how to convert it
-    tensors = weights.read(source)
+        odd = [name for name, value in content.items() if value and name not in known]
+        assert not odd, f"no row can say {', '.join(odd)}: train without"
+    tensors = weights.read(source if source.exists() else folder)    # how to convert a .bin
     if (folder / VISUAL).exists():
         beside = weights.read(folder / VISUAL)
     with reading(source):
         method, changes = row_of(content, list(tensors), published_lm.read_config(lm_folder))
         model = build(lm_folder, runs.widths(beside) or [1], method, changes)
-    names, trained = peft_names(model), model.trained()
+    trained, names = model.trained(), peft_names(model)
+    if not beside:
+        trained = {name: trained[name] for name in names}
     table = [(theirs, ours) for ours, theirs in names.items()]
-    table.append((f"{PREFIX}final_logits_bias", None))      # in old files, but never trained
-    filled = {name: trained[name] for name in names}
-    weights.load(filled, tensors, table, where=str(source))
-    if beside:
-        weights.load(visual(model), beside, where=str(folder / VISUAL))
-        filled |= visual(model)
-    write_adapter(path, filled, method, changes)
+    table += [("visual", "visual"), (f"{PREFIX}final_logits_bias", None)]    # old files' zeros
+    weights.load(trained, ChainMap(beside, tensors), table, where=str(source))
+    write_adapter(path, trained, method, changes)
     return method, changes
 
 
@@ -213,8 +185,7 @@ def probe(lm: t5.EncoderDecoder, name: str, ctx: Context) -> tuple[Tensor, Tenso
 
         b' = f(0),    column i of W' = f(e_i) - b'          e_i: 1 at i, else 0
 
-    What stands behind a feed-forward's activation, h' = T h, goes into the Linear that reads it:
-    f(h) = W_wo T h + b.
+    What stands behind a feed-forward's activation, h' = T h, goes into wo: f(h) = W_wo T h + b.
     """
     linear = lm.get_submodule(name)
     assert isinstance(linear, t5.Linear), f"{name} is no Linear: what stands there stays beside it"
@@ -231,9 +202,8 @@ def probe(lm: t5.EncoderDecoder, name: str, ctx: Context) -> tuple[Tensor, Tenso
 def merge(model: VLModel, lm_folder: str, folder: Path, task: str = "") -> None:
     """Writes the language model, what is installed merged into its weights, as a published folder.
 
-    lm_folder: the published model that was tuned. The vocabulary stays as it was there, so that
-    the tokeniser's files fit: rows of added tokens are frozen, and resize draws the same again.
-    BadInput, and nothing written, if the result is another function.
+    BadInput, and nothing written, if the result is another function. Rows of added tokens are left
+    out: they are frozen, and resize draws the same again.
     """
     # In float64 a difference is a mistake, not rounding; W' is rounded once, when it is written.
     model, merged = model.double().eval(), published_lm.load_lm(lm_folder).double()
@@ -252,16 +222,15 @@ def merge(model: VLModel, lm_folder: str, folder: Path, task: str = "") -> None:
         inputs = text[:, :12], text[:, 12:], torch.randn(2, 5, c.d, generator=generator).double()
         want, got = model.lm(*inputs, ctx), merged.resize(c.vocab)(*inputs)             # 2, 8, V
         far = (got - want).abs().max() / want.abs().max()
-        assert far < 1e-9, (
-            f"its logits would differ by {far:.2g} of the largest: what is installed is not linear "
-            "in x, adds a bias that this model has no place for, or trains rows of added tokens")
+        assert far < 1e-9, (f"its logits would differ by {far:.2g}: what it adds is not linear "
+                            "in x, adds a bias without a place, or trains rows of added tokens")
+    write_adapter(folder / VISUAL, model.float().visual.state_dict(prefix="visual."))
+    for pattern in COPIED:
+        for path in Path(lm_folder).glob(pattern):
+            shutil.copy(path, folder)
     config = read_json(Path(lm_folder) / "config.json")
     config = {name: value for name, value in config.items() if "dtype" not in name}   # now fp32
     replace_file(folder / "config.json", json.dumps(config, indent=1) + "\n")
-    for name in COPIED:
-        if (Path(lm_folder) / name).exists():
-            shutil.copy(Path(lm_folder) / name, folder / name)
-    write_adapter(folder / VISUAL, visual(model.float()), "frozen", "")
     weights.write(folder / weights.WHOLE, {name: t.float() for name, t in tensors.items()},
                   {"format": "pt"})
 
@@ -271,33 +240,30 @@ def merge(model: VLModel, lm_folder: str, folder: Path, task: str = "") -> None:
 @program
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m tools.peft", description="Runs to and from PEFT.")
-    parser.add_argument("source", help="run folder of train.py; with --lm, a folder of PEFT")
+    parser.add_argument("source", help="run folder; with --lm, a folder of PEFT")
     parser.add_argument("target", type=Path, help="folder to write; with --lm, an adapter file")
     parser.add_argument("--task", default="", help="whose modules, where there is one a task")
-    parser.add_argument("--merge", action="store_true", help="write a published language model "
-                        "with LoRA, DoRA or (IA)3 in its weights")
+    parser.add_argument("--merge", action="store_true", help="LoRA, DoRA or (IA)3 into the weights")
     parser.add_argument("--lm", help="read PEFT's folder, which adapts this language model")
     args = parser.parse_args(argv)
     with reading(args.target):
         assert not args.target.exists(), "it exists: name another one, or delete it"
     if args.lm:
         method, changes = from_peft(Path(args.source), args.lm, args.target)
-        print(f"begin with it: python train.py --lm {args.lm} --init {args.target} "
-              f"--method {method} --set {changes}")
+        print(f"python train.py --lm {args.lm} --init {args.target} --method {method} "
+              f"--set {changes}")
         return
     config, path = runs.read_config(args.source, device="cpu"), f"{args.source}/adapter.safetensors"
     with reading(args.source):
-        more = config.pretrained or config.train_clip or config.control == "random-lm"
-        assert not more, ("with --pretrained, --train-clip yes or --control random-lm it is more "
-                          "than an adapter of a published language model")
+        assert not (config.pretrained or config.train_clip or config.control == "random-lm"), \
+            "it is more than an adapter of a published language model"
     held = weights.read(path)
     model = build(config.lm, runs.widths(held), config.method, config.set,
                   tuple(task_list(config)))
     weights.load(model.trained(), held, where=path)
     with reading("--task"):
-        assert not model.per_task or args.task in model.tasks, \
-            f"there is one module a task: name one of {', '.join(model.tasks)}"
-        assert model.per_task or not args.task, "no task has a module of its own: leave it out"
+        known = model.tasks if model.per_task else ("",)
+        assert args.task in known, f"it should be one of {', '.join(map(repr, known))}"
     if args.merge:
         merge(model, config.lm, args.target, args.task)
     else:
