@@ -157,6 +157,12 @@ def test_the_layout_is_found_by_its_files(tmp_path, there, train, test):
             assert layout.name == expected and all(path.exists() for path in paths)
 
 
+def test_of_two_that_lack_as_much_the_one_of_which_more_is_there_is_read(tmp_path):
+    write(tmp_path / "COCO/annotations/captions_val2014.json")
+    layout, _ = readers.find_files(data.TASKS["caption"].layouts, "test", tmp_path)
+    assert layout.name == "COCO's files"
+
+
 def test_the_files_of_vqa_stand_in_the_order_in_which_they_are_read(tmp_path):
     for name in (*B, "COCO/dataset_coco.json"):
         write(tmp_path / name)
