@@ -8,6 +8,8 @@ only characters newer than this Python's Unicode tables can be split elsewhere.
            normalised first (normalize.py), and a space is a visible "\u2581" of the word behind it
     BART   byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; Radford et al. 2019): a word's
            bytes, merged in the order that was learned. No text is unknown
+    BERT   WordPiece (Wu et al. 2016, arXiv 1609.08144), uncased: from the left the longest piece
+           that fits; "##" begins a piece inside a word. The ids are those of BERT's own code
 
     tokenizer = load_tokenizer("weights/tiny-bart")
     tokenizer.decode(tokenizer.encode("How many cats?"))
@@ -15,6 +17,7 @@ only characters newer than this Python's Unicode tables can be split elsewhere.
     python -m pytest tests/test_tokenizer.py
 """
 import re
+import string
 import unicodedata
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -29,6 +32,7 @@ from support.normalize import WHITE, Shadow, cut, normalizer
 
 SPACE = "\u2581"                     # how T5's pieces write a space
 UNKNOWN_PENALTY = 10.0               # an unknown character scores this much below the worst piece
+LONGEST = 100                        # characters of a word; to BERT a longer one is unknown
 CACHE = 1 << 17                      # words whose ids are remembered
 
 
@@ -308,6 +312,78 @@ class BPE(Tokenizer):
         return content.decode("utf-8", "replace")
 
 
+# ----------------------------------------------------------------------------- BERT: WordPiece
+
+CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df"
+                     "\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]")
+
+
+def clean_char(char: str) -> str:
+    """Control characters vanish, a Chinese character becomes a word."""
+    if char == "\ufffd" or unicodedata.category(char)[0] == "C" and char not in "\t\n\r":
+        return ""
+    return f" {char} " if CHINESE.match(char) else char
+
+
+def bare_char(char: str) -> str:
+    """Accents vanish, a punctuation sign becomes a word."""
+    category = unicodedata.category(char)
+    if category == "Mn":
+        return ""
+    return f" {char} " if char in string.punctuation or category[0] == "P" else char
+
+
+CLEAN, BARE = Shadow(clean_char), Shadow(bare_char)
+
+
+class WordPiece(Tokenizer):
+    """BERT's, uncased: text -> words in lower case, without accents -> their longest pieces."""
+
+    FRAME = ["[CLS]", "A", "[SEP]"]
+    PAD, UNKNOWN = "[PAD]", "[UNK]"
+
+    def __init__(self, spec: dict):
+        model = spec["model"]
+        check(model, {"unk_token?": {"[UNK]"}, "continuing_subword_prefix?": {"##"},
+                      "max_input_chars_per_word?": {LONGEST}, "vocab": dict})
+        check(spec["normalizer"], {"type": {"BertNormalizer"}, "clean_text?": {True},
+                                   "handle_chinese_chars?": {True}, "strip_accents?": {True},
+                                   "lowercase": {True}})
+        check(spec["pre_tokenizer"], {"type": {"BertPreTokenizer"}})
+        check(spec.get("decoder") or {}, {"type?": {"WordPiece"}, "prefix?": {"##"}})
+        for token in spec["added_tokens"]:
+            check(token, {"special": {True}})
+        super().__init__(spec | {"normalizer": None}, model["vocab"])
+        self.typed = self.late = Added({})             # special tokens are found in `words`
+
+    def words(self, text: str) -> list[str]:
+        """"Don't [SEP]" -> "don", "'", "t", "[SEP]"."""
+        words: list[str] = []
+        for word in text.translate(CLEAN).split():
+            # Trap: a special token counts as a word of its own only, not in "cat[SEP]".
+            if word not in self.special:
+                word = unicodedata.normalize("NFD", word.lower()).translate(BARE)
+            words += word.split()
+        return words
+
+    def segment(self, word: str) -> list[int]:
+        """The longest piece that the word begins with, and on from its end; or one unknown."""
+        ids, start = [], 0
+        while start < len(word) <= LONGEST:
+            glue = "##" if start else ""
+            end = len(word)
+            while end > start and glue + word[start:end] not in self.ids:
+                end -= 1
+            if end == start:                           # no piece fits
+                return [self.unk_id]
+            ids.append(self.ids[glue + word[start:end]])
+            start = end
+        return ids or [self.unk_id]
+
+    def join(self, tokens: list[str]) -> str:
+        return " ".join(tokens).replace(" ##", "")
+
+
 # ------------------------------------------------------------------------------------- reading
 
 def from_merges(vocab: dict[str, int], merges: str) -> dict:
@@ -320,19 +396,34 @@ def from_merges(vocab: dict[str, int], merges: str) -> dict:
                 pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False))
 
 
+def from_lines(lines: str) -> dict:
+    """The same from BERT's vocab.txt: a token a line, whose number is its id."""
+    vocab = {token: i for i, token in enumerate(lines.removesuffix("\n").split("\n"))}
+    added = [dict(content=token, id=vocab[token], special=True)
+             for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")]
+    return dict(model=dict(type="WordPiece", vocab=vocab), added_tokens=added,
+                normalizer=dict(type="BertNormalizer", lowercase=True),
+                pre_tokenizer=dict(type="BertPreTokenizer"))
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """The tokeniser of a folder: tokenizer.json, or else vocab.json with merges.txt (BART).
+    """The tokeniser of a folder: tokenizer.json, or else vocab.json with merges.txt (BART), or
+    vocab.txt (taken as an uncased BERT's).
 
     BadInput says what in a file is wrong, or which setting would give other ids.
     """
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file() and path.with_name("vocab.json").is_file():
-        path = path.with_name("vocab.json")
-    with reading(f"{path} is damaged or no tokeniser of T5 or BART"):
+    files = [Path(folder) / name for name in ("tokenizer.json", "vocab.json", "vocab.txt")]
+    path = next(filter(Path.is_file, files), files[0])
+    with reading(f"{path} is damaged or no tokeniser of T5, BART or uncased BERT"):
+        if path.name == "vocab.txt":
+            return WordPiece(from_lines(read_text(path)))
         spec = read_json(path)
         if path.name == "vocab.json":
             spec = from_merges(spec, read_text(path.with_name("merges.txt")))
-        check(spec["model"], {"type?": {"Unigram", "BPE"}})           # old files do not name it
-        if "merges" in spec["model"]:
+        model = spec["model"]
+        (kind,) = check(model, {"type?": {"Unigram", "BPE", "WordPiece"}})
+        if kind == "BPE" or "merges" in model:         # old files do not name their kind
             return BPE(spec)
+        if kind == "WordPiece" or "continuing_subword_prefix" in model:
+            return WordPiece(spec)
         return Unigram(spec)

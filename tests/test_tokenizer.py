@@ -9,19 +9,22 @@ import random
 import time
 import unicodedata
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import sentencepiece
 import tokenizers
 import torch
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from support import tokenizer
 from support.gate import WRONG, BadInput
 from support.normalize import Charsmap
 from support.tokenizer import load_tokenizer
 
-SPECIAL = {"bart": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], "t5": ["<pad>", "</s>", "<unk>"]}
+ROOT = Path(__file__).parent
+SPECIAL = {"bart": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"], "t5": ["<pad>", "</s>", "<unk>"],
+           "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]}
 WORDS = """what color is the cat on left don't we'll IT'S it's I'm you've they're he'd isn't 'S 're
 café cafe\u0301 naïve Ångström A\u030angstro\u0308m ﬁne ﬁ\u0301 ª\u0301 №\u0308 ½ x² ㎏ ™ ™\ufe0f ℹ️
 ｆｕｌｌ ｶﾞ 東京タワー 한국어 \u1112\u1161\u11ab हिन्दी क्षि العربية עברית ไทยน้ำ 123 4,567.89 's's
@@ -304,6 +307,70 @@ def test_a_long_word_takes_no_longer_than_many_short_ones(tmp_path):
         ids = ours.encode(text)
         assert time.process_time() - start < 2
         assert ids[1:-1] == lib.encode(text).ids and ours.decode(ids) == text
+
+
+# --------------------------------------------------------------------------------------- bert
+
+@pytest.fixture(scope="session")
+def bert_json():
+    lib = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    lib.normalizer = normalizers.BertNormalizer()
+    lib.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    lib.decoder = decoders.WordPiece(cleanup=False)
+    lib.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    lib.train_from_iterator(CORPUS + TEXTS[::3], trainers.WordPieceTrainer(
+        vocab_size=3000, special_tokens=SPECIAL["bert"], show_progress=False))
+    return json.loads(lib.to_str())
+
+
+def write_lines(folder, tokens):
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_bert_equals_the_official_tokens(tmp_path):
+    """Computed by CLIP-ViL's own code, "cat[SEP]cat" among them, padded to max_seq_length."""
+    golden = json.loads((ROOT / "golden/clipvil_tokens.json").read_text(encoding="utf-8"))
+    ours, length = load_tokenizer(write_lines(tmp_path, golden["vocab"])), golden["max_seq_length"]
+    assert len(golden["cases"]) == 20
+    for case in golden["cases"]:
+        assert [ours.tokens[i] for i in ours.encode(case["text"])[1:-1]] == case["tokens"]
+        ids = ours.encode(case["text"], length)
+        assert ids + [ours.pad_id] * (length - len(ids)) == case["input_ids"]
+    assert ours.decode(ours.encode("Cafés [SEP] tables!")) == "cafes tables !"
+
+
+def test_bert_equals_its_own_code_and_the_library(bert_json, tmp_path):
+    """The library's Unicode is old, and a last sigma is to it a sigma: such texts are left out."""
+    ours, lib = both(tmp_path / "json", bert_json)
+    rows = [ours.encode(text) for text in TEXTS]
+    lines = load_tokenizer(write_lines(tmp_path / "lines", sorted(ours.ids, key=ours.ids.get)))
+    assert rows == [lines.encode(text) for text in TEXTS] and lines.special == ours.special
+    category = unicodedata.ucd_3_2_0.category
+    known = [t for t in TEXTS if "Σ" not in t and "Cn" not in map(category, t)]
+    assert len(known) > 1400
+    assert_same(ours, lib, known)
+    for skip in (True, False):
+        assert [ours.decode(row, skip) for row in rows] == lib.decode_batch(rows, skip)
+    assert ours.encode("a" * 1_000_000 + " 中" * 20_000)[:2] == [2, 1]       # takes no time
+
+    official = pytest.importorskip("transformers.models.bert.tokenization_bert_legacy")
+    words, pieces = official.BasicTokenizer(), official.WordpieceTokenizer(ours.ids, "[UNK]")
+    for text, row in zip(TEXTS, rows):
+        tokens = pieces.tokenize(" ".join(words.tokenize(text)))
+        assert [ours.tokens[i] for i in row[1:-1]] == tokens, ascii(text)
+
+
+@pytest.mark.parametrize("part, change, message", [
+    ("normalizer", dict(lowercase=False), "'lowercase' should be one of True, not False"),
+    ("normalizer", dict(strip_accents=False), "'strip_accents' should be"),
+    ("pre_tokenizer", dict(type="Whitespace"), "'BertPreTokenizer', not 'Whitespace'"),
+    ("model", dict(max_input_chars_per_word=50), "should be one of 100, not 50"),
+])
+def test_bert_settings_that_give_other_ids_are_refused(part, change, message, bert_json, tmp_path):
+    refused(write(tmp_path, bert_json | {part: bert_json[part] | change}), message)
+    refused(write_lines(tmp_path / "lines", SPECIAL["bert"][1:]), "'.PAD.' is missing", "vocab.txt")
 
 
 # ------------------------------------------------------------------------------------ by hand
