@@ -84,29 +84,24 @@ def precompiled(blob):
 
 
 METASPACE = dict(type="Metaspace", replacement="▁", prepend_scheme="always", split=True)
-WHITE_METASPACE = dict(type="Sequence", pretokenizers=[dict(type="WhitespaceSplit"), METASPACE])
-TEMPLATE = dict(type="TemplateProcessing", pair=[],
-                single=[{"Sequence": {"id": "A", "type_id": 0}},
-                        {"SpecialToken": {"id": "</s>", "type_id": 0}}],
-                special_tokens={"</s>": {"id": "</s>", "ids": [1], "tokens": ["</s>"]}})
-TEMPLATE["pair"] = TEMPLATE["single"] + [{"Sequence": {"id": "B", "type_id": 1}}]
 
 
 @pytest.fixture(scope="session")
 def t5_json():
     """A tokenizer.json as T5's: charsmap, unigram model, a hundred <extra_id_n> at the end."""
     lib = tokenizers.Tokenizer(models.Unigram())
-    lib.pre_tokenizer = pre_tokenizers.Metaspace()
+    lib.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    lib.decoder = decoders.Metaspace()
+    lib.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
     lib.train_from_iterator(CORPUS, trainers.UnigramTrainer(
         vocab_size=400, special_tokens=SPECIAL["t5"], unk_token="<unk>", show_progress=False))
     spec = json.loads(lib.to_str())
     vocab = spec["model"]["vocab"]
     vocab += [[f"<extra_id_{i}>", 0.0] for i in range(99, -1, -1)]
-    return spec | dict(
-        added_tokens=[added(i, t) for i, (t, _) in enumerate(vocab)
-                      if t in SPECIAL["t5"] or t.startswith("<extra_id_")],
-        pre_tokenizer=WHITE_METASPACE, post_processor=TEMPLATE, decoder=METASPACE,
-        **precompiled(charsmap("nmt_nfkc")))
+    spec["added_tokens"] += [added(i, text) for i, (text, _) in enumerate(vocab)
+                             if text.startswith("<extra_id_")]
+    return spec | precompiled(charsmap("nmt_nfkc"))
 
 
 @pytest.fixture(scope="session")
