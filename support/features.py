@@ -97,7 +97,8 @@ def pack(out: str | Path, files: dict[str, Path], settings: dict, width: int,
             lock(file, wait=True)                        # a second process waits here, and then
             index = begin(out, files, settings)          # finds the work done
             with reading(out):
-                assert (out / INDEX).exists() or file.tell() == 0, f"whose {ROWS} lies there?"
+                assert (out / INDEX).exists() or file.tell() == 0, \
+                    f"{ROWS} without {INDEX} lies there: name another --out"
             for half in out.glob(f".{INDEX}.*"):         # left by a kill
                 half.unlink()
             replace_file(out / INDEX, json.dumps(index))
@@ -127,7 +128,7 @@ def fill(out: Path, index: dict, paths: list[Path], width: int, read: Callable, 
     if index["done"] == 0:
         shape = (len(paths), index["settings"].get("frames", GRID * GRID), width)
         with reading(out):
-            assert 2 * math.prod(shape) <= shutil.disk_usage(out).free, "its disk is too full"
+            assert 2 * math.prod(shape) <= shutil.disk_usage(out).free, "its disk lacks the room"
         open_memmap(out / ROWS, "w+", np.float16, shape)                    # zeros
     rows, threads, saved = open_rows(out, index, "r+"), ThreadPoolExecutor(), time.monotonic()
     starts = tqdm(range(index["done"], len(paths), BATCH), f"features, {BATCH} each", leave=False)
@@ -349,5 +350,5 @@ def check_pictures(config, examples: dict[str, list], features: dict[str, Featur
     for task, found in examples.items():
         names = chain.from_iterable(example.images for example in found)
         lost = set(map(nfc, names)) - set(features[task].ids)
-        with reading(f"--tasks {task}"):
-            assert not lost, f"{len(lost)} pictures are not there: add or pack {min(lost)!r} first"
+        with reading(config.features or config.data):
+            assert not lost, f"{len(lost)} that {task} shows are missing: add {min(lost)!r} first"
