@@ -1,15 +1,13 @@
 """How does CLIP turn a picture into a grid of features?
 
 CLIP (Radford et al. 2021, arXiv 2103.00020) has two kinds of image tower. The ViT cuts a picture
-into patches, puts a class token in front and runs pre-norm Transformer blocks. The ResNet is
-changed in three places: a stem of three convolutions with an average pool, strides made by
-average pools (anti-aliased), attention in place of the last global average pool. Both papers
-tune a language model on the ResNet's last grid, pooled to 6 x 6 = 36 tokens.
+into patches, puts a class token in front and runs pre-norm Transformer blocks. The ResNet has a
+stem of three convolutions with an average pool, strides made by average pools (anti-aliased), and
+attention in place of the last global average pool. Both papers tune a language model on the
+ResNet's last grid, pooled to 6 x 6 = 36 tokens.
 
 Deliberate: the ViT's tokens for tuning come from the last block but one. CLIP's loss sees the last
 block's class token only, so nothing ever taught that block's outputs at the patches to mean much.
-
-Published weights have other names for the same tensors: support/published_clip.py translates.
 
     python -m tools.pack --clip weights/tiny-clip --images pictures/ --out packed/
     python -m pytest tests/test_clip.py
@@ -106,7 +104,7 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """CLIP's vision Transformer. size, patch: pixels a side; out: E; ffn: 4 W if not given."""
+    """CLIP's vision Transformer. out: E; ffn: 4 W if not given."""
 
     def __init__(self, width: int, layers: int, heads: int, patch: int, size: int, out: int,
                  ffn: int | None = None, activation: str = "quick_gelu", eps: float = 1e-5):
@@ -122,8 +120,8 @@ class ViT(nn.Module):
         self.cls = nn.Parameter(torch.randn(width) * width ** -0.5)
         self.positions = nn.Parameter(torch.randn(1 + (size // patch) ** 2, width) * width ** -0.5)
         self.norm_pre, self.norm_post = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
-        self.blocks = nn.ModuleList(Block(width, heads, ffn, activation, eps)
-                                    for _ in range(layers))
+        blocks = [Block(width, heads, ffn, activation, eps) for _ in range(layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.project = nn.Linear(width, out, bias=False)
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -132,12 +130,10 @@ class ViT(nn.Module):
         patch = self.config["patch"]
         # A convolution would pass over the pixels that are left at the edges, and say nothing.
         assert height % patch == width % patch == 0, f"{height} x {width} has no patches of {patch}"
-        x = self.patch(pixels)                                              # B, W, h, w
-        h, w = x.shape[2:]
-        x = x.flatten(2).transpose(1, 2)                                    # B, N, W
+        h, w = height // patch, width // patch
+        x = self.patch(pixels).flatten(2).transpose(1, 2)                   # B, N, W
         x = torch.cat([self.cls.expand(len(x), 1, -1), x], 1)               # B, 1 + N, W
-        x = x + resize_positions(self.positions, h, w)
-        return self.norm_pre(x), (h, w)
+        return self.norm_pre(x + resize_positions(self.positions, h, w)), (h, w)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """-> the last block's output (B, 1 + N, W), class token first, and CLIP's vector (B, E)."""
@@ -153,8 +149,7 @@ class ViT(nn.Module):
         x, grid = self.embed(pixels)
         for block in self.blocks[:-1]:                   # the last but one: see above
             x = block(x)
-        x = x[:, 1:].transpose(1, 2)                                        # B, W, N
-        return pool(x.unflatten(2, grid))                                   # B, 36, W
+        return pool(x[:, 1:].transpose(1, 2).unflatten(2, grid))            # B, 36, W
 
 
 # ------------------------------------------------------------------------------------------ ResNet
@@ -211,8 +206,7 @@ class ResNet(nn.Module):
         self.conv1, self.bn1 = conv(3, width // 2, 3, stride=2), BatchNorm(width // 2)
         self.conv2, self.bn2 = conv(width // 2, width // 2, 3), BatchNorm(width // 2)
         self.conv3, self.bn3 = conv(width // 2, width, 3), BatchNorm(width)
-        self.stages = nn.ModuleList()
-        before = width
+        self.stages, before = nn.ModuleList(), width
         for stage, count in enumerate(layers):
             inner = width * 2 ** stage
             blocks = [Bottleneck(before, inner, stride=2 if stage else 1)]
@@ -263,18 +257,13 @@ BAD_EXIF = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, Syn
             ValueError, struct.error)
 
 
-def orientation(image: Image.Image) -> int:
-    """1 upright, 2 to 8 as in UPRIGHT."""
-    try:
-        return image.getexif().get(ORIENTATION, 1)
-    except BAD_EXIF:
-        return 1
-
-
 def rgb(image: Image.Image) -> Image.Image:
     """Upright and in three colours: camera rotation applied, transparency laid on white."""
     image.load()                                         # a broken picture raises here, not above
-    turn = UPRIGHT.get(orientation(image))
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
+    except BAD_EXIF:
+        turn = None
     if turn is not None:
         image = image.transpose(turn)
     if image.mode.startswith("I"):                       # 16-bit grey: convert() would clip
