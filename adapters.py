@@ -6,8 +6,8 @@ VL-Adapter (Sung et al., CVPR 2022, arXiv 2112.06825) and VL-PET (Hu et al., ICC
     h   what comes out of the frozen sub-layer (or Linear) of the site
     x   what went into it; at a sub-layer the residual stream (on T5 before its norm)
 
-and a method is a row of a table (methods.py) that says which function stands at which sites and
-what else is trained. One formula covers nearly all of them:
+and a row of a table (methods.py) says which function stands at which sites, and what else is
+trained. One formula covers nearly all of them:
 
     h' = s G (.) (h + scale dh),    dh = U f(D z + b_D) + b_U,    z = h or x
 
@@ -16,9 +16,6 @@ what else is trained. One formula covers nearly all of them:
     LoRA      z = x, f and the biases left out     DoRA         G = m / |W + scale U D|
     (IA)3     no dh, G = 1 + z                     prompt       tokens in front, no h at all
 
-Read downwards: examples of several tasks, the matrices, the gates, what stands at a site. This file
-knows no backbone: model.py installs a row on one.
-
     python -m tools.count --lm bart-base --features 2048      # every row and what it trains
     python -m pytest tests/test_methods.py
 
@@ -26,6 +23,7 @@ Axes: B batch, S tokens, D width of the site, R bottleneck, n Kronecker terms, K
 """
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -40,29 +38,25 @@ class Context:
     """The one thing passed down beside tensors: what a site may know besides h and x."""
     mask: Tensor | None = None                                  # (B, S) True on real tokens
     rows: dict[str, Tensor] = field(default_factory=dict)       # task -> its examples, of 0..B-1
-    generated: dict[str, dict] = field(default_factory=dict)    # task -> place -> D, b_D, U, b_U
+    generated: dict[tuple, tuple] = field(default_factory=dict)    # task, place -> D, b_D, U, b_U
+    shared_R: Tensor | None = None                              # (n, n, n) of the whole model
 
     def by_task(self, run: Callable, *tensors: Tensor) -> Tensor:
-        """run(task, its examples of the tensors, their context), results back in their places.
-
-        A tensor may hold several rows an example, side by side: the beams of a decoder.
-        """
+        """run(task, its examples of the tensors, their context), results back in their places."""
         assert self.rows, "there is a module for each task here, but the batch names no tasks"
         if len(self.rows) == 1:                            # the usual batch: nothing to sort
             (task,) = self.rows
             return run(task, *tensors, self)
-        examples = sum(len(rows) for rows in self.rows.values())
-        beams = len(tensors[0]) // examples
+        # A tensor may hold several rows an example, side by side: the beams of a decoder.
+        beams = len(tensors[0]) // sum(map(len, self.rows.values()))
         results, places = [], []
         for task, rows in self.rows.items():
             mask = None if self.mask is None else self.mask[rows]
             own = replace(self, mask=mask, rows={task: rows})
             place = rows[:, None] * beams + torch.arange(beams, device=rows.device)
-            place = place.flatten()                        # example i stands at i * beams, ...
-            results.append(run(task, *(tensor[place] for tensor in tensors), own))
-            places.append(place)
-        back = torch.cat(places).argsort()
-        return torch.cat(results)[back]
+            places.append(place.flatten())                 # example i stands at i * beams, ...
+            results.append(run(task, *(tensor[places[-1]] for tensor in tensors), own))
+        return torch.cat(results)[torch.cat(places).argsort()]
 
 
 class PerTask(nn.ModuleDict):
@@ -90,8 +84,7 @@ def gelu(x: Tensor) -> Tensor:
 class Dense(nn.Linear):
     """y = W x + b: weight N(0, std), bias 0; std None: PyTorch's default law; zero: all zero."""
 
-    def __init__(self, d_in: int, d_out: int, std: float | None, zero: bool = False,
-                 bias: bool = True):
+    def __init__(self, d_in: int, d_out: int, std: float | None, zero=False, bias=True):
         super().__init__(d_in, d_out, bias)
         if zero:
             nn.init.zeros_(self.weight)
@@ -111,32 +104,48 @@ class Kronecker(nn.Module):
     """y = x M + b,  M = sum_i R_i (x) W_i   (Compacter, Mahabadi et al. 2021, arXiv 2106.04647)
 
     R is n x n x n, W n x (d_in / n) x (d_out / n): 1 / n of a Dense's parameters (and n^3).
+    The original has W_i = L_i U_i of rank 1, and one R for the whole model: the context brings it.
+    With one term it needs no R: M = L U is a plain low-rank matrix.
     """
 
-    def __init__(self, d_in: int, d_out: int, n: int, zero: bool = False, bias: bool = True):
+    def __init__(self, d_in: int, d_out: int, add: "Add", zero=False, bias=True):
         super().__init__()
+        n, self.rank = add.n, add.rank
         assert d_in % n == 0 and d_out % n == 0, \
             f"{n} Kronecker terms must divide both widths, {d_in} and {d_out}"
-        self.R = nn.Parameter(torch.empty(n, n, n).normal_(std=0.01))
-        self.W = nn.Parameter(torch.zeros(n, d_in // n, d_out // n))
+        self.R = None if add.shared else nn.Parameter(torch.empty(n, n, n).normal_(std=0.01))
+        shapes = {"W": (d_in // n, d_out // n)}
+        if self.rank:
+            shapes = {"L": (d_in // n, self.rank), "U": (self.rank, d_out // n)}
+        for name, shape in shapes.items():
+            stack = torch.zeros(n, *shape)
+            if not zero or name == "L":                    # L U = 0 by U alone: both can learn
+                for factor in stack:
+                    nn.init.xavier_uniform_(factor, gain=2 ** 0.5)
+            self.register_parameter(name, nn.Parameter(stack))
         self.bias = nn.Parameter(torch.zeros(d_out)) if bias else None
-        if not zero:
-            for W in self.W.data:
-                nn.init.xavier_uniform_(W, gain=2 ** 0.5)
+
+    def terms(self, ctx: Context | None) -> tuple[Tensor, Tensor]:
+        """R (n, n, n) and W (n, d_in / n, d_out / n)."""
+        W, R = self.L @ self.U if self.rank else self.W, self.R
+        if R is None:
+            R = W.new_ones(1, 1, 1) if len(W) == 1 else ctx.shared_R
+        return R, W
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
-        n, d_in = len(self.R), len(self.R) * self.W.size(1)
+        R, W = self.terms(ctx)
+        n, d_in = len(W), len(W) * W.size(1)
         tokens = x.numel() // d_in
         if 10 * tokens >= d_in:
-            return F.linear(x, self.matrix(), self.bias)
+            return F.linear(x, self.matrix(ctx), self.bias)
         # Two small products take tokens (d_in + n^2) d_out multiplications, one with M takes
         # (tokens + n) d_in d_out: fewer for few tokens, as in decoding. x is n x (d_in / n).
-        y = torch.einsum("...ac,icd->...iad", x.unflatten(-1, (n, -1)), self.W)
-        y = torch.einsum("...iad,iab->...bd", y, self.R).flatten(-2)         # B, S, d_out
+        y = torch.einsum("...ac,icd->...iad", x.unflatten(-1, (n, -1)), W)
+        y = torch.einsum("...iad,iab->...bd", y, R).flatten(-2)              # B, S, d_out
         return y if self.bias is None else y + self.bias
 
-    def matrix(self) -> Tensor:
-        M = torch.einsum("iab,icd->bdac", self.R, self.W)                    # n, out/n, n, in/n
+    def matrix(self, ctx: Context | None = None) -> Tensor:
+        M = torch.einsum("iab,icd->bdac", *self.terms(ctx))                  # n, out/n, n, in/n
         return M.flatten(2).flatten(0, 1)                                    # d_out, d_in
 
 
@@ -150,18 +159,15 @@ class Bottleneck(nn.Module):
     def __init__(self, d: int, r: int, out: int, add: "Add", tasks: tuple[str, ...] = ()):
         super().__init__()
         self.linear = add.linear
-        self.down = self.half("down", d, r, add, tasks)
-        self.up = self.half("up", r, out, add, tasks)
 
-    @staticmethod
-    def half(which: str, d_in: int, d_out: int, add: "Add", tasks: tuple[str, ...]) -> nn.Module:
-        zero, bias = add.zero and which == "up", not add.linear
-
-        def make() -> nn.Module:
+        def half(which: str, d_in: int, d_out: int) -> nn.Module:
+            zero, bias = add.zero and which == "up", not add.linear
+            make = partial(Dense, d_in, d_out, add.std, zero, bias)
             if add.matrix == "kronecker":
-                return Kronecker(d_in, d_out, add.n, zero, bias)
-            return Dense(d_in, d_out, add.std, zero, bias)
-        return PerTask(tasks, make) if add.per_task == which else make()
+                make = partial(Kronecker, d_in, d_out, add, zero, bias)
+            return PerTask(tasks, make) if add.per_task == which else make()
+
+        self.down, self.up = half("down", d, r), half("up", r, out)
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
         y = self.down(x, ctx)                                                # B, S, R
@@ -173,7 +179,7 @@ class Bottleneck(nn.Module):
 # ------------------------------------------------------------- matrices that a network writes
 
 class Generated(nn.Module):
-    """A bottleneck without parameters: a hypernetwork makes D, b_D, U, b_U for (task, place)."""
+    """A bottleneck without parameters: a hypernetwork makes D, b_D, U, b_U."""
 
     def __init__(self, d: int, r: int, out: int, place: str):
         super().__init__()
@@ -181,7 +187,7 @@ class Generated(nn.Module):
 
     def forward(self, x: Tensor, ctx: Context) -> Tensor:
         def run(task: str, x: Tensor, _) -> Tensor:
-            D, b_D, U, b_U = ctx.generated[task][self.place]
+            D, b_D, U, b_U = ctx.generated[task, self.place]
             return F.linear(gelu(F.linear(x, D, b_D)), U, b_U)               # B, S, out
         return ctx.by_task(run, x)
 
@@ -196,58 +202,53 @@ class HyperStack(nn.Module):
     def __init__(self, sites: dict[str, list[Generated]], add: "Add", size: int, hidden: int = 128):
         super().__init__()
         std, p = add.std, add.p
-        self.sites = {}                                    # kind of site -> shape, its places
-        self.make = nn.ModuleDict()
+        self.sites, self.make = sites, nn.ModuleDict()     # kind of site -> its places, generators
         layers = max(len(modules) for modules in sites.values())
         self.layers = nn.Parameter(torch.randn(layers, size) * add.std_tokens)           # l_i
         self.W1, self.W2 = Dense(2 * size, hidden, std), Dense(hidden, p, std)
         self.norm = nn.LayerNorm(p, 1e-6)
         for site, modules in sites.items():
             d, r, out = modules[0].shape
-            self.sites[site] = (d, r, out), [module.place for module in modules]
             numbers = (r * d, r, out * r, out)             # of D, b_D, U, b_U
             self.make[site] = nn.ModuleList(Dense(p, count, std) for count in numbers)
 
-    def forward(self, t: Tensor) -> dict[str, tuple[Tensor, ...]]:
-        """Task embeddings (K, 512) -> place -> D (K, R, D), b_D (K, R), U (K, out, R), b_U."""
+    def forward(self, tasks: dict[str, Tensor]) -> dict[tuple[str, str], tuple[Tensor, ...]]:
+        """task -> t_k (512)   =>   task, place -> D (R, D), b_D (R), U (out, R), b_U (out)"""
         # c is small: one at a time, so that its sums round as in the papers' code (golden files).
         c = []
-        for t_k in t:
+        for t_k in tasks.values():
             for l_i in self.layers:
                 c.append(self.norm(self.W2(F.relu(self.W1(torch.cat([t_k, l_i]))))))
-        c = torch.stack(c).unflatten(0, (len(t), -1))                        # K, L, p
+        c = torch.stack(c).unflatten(0, (len(tasks), -1))                    # K, L, p
         written = {}
-        for site, ((d, r, out), places) in self.sites.items():
+        for site, modules in self.sites.items():
+            d, r, out = modules[0].shape
             D, b_D, U, b_U = (make(c) for make in self.make[site])           # K, L, numbers
             D, U = D.unflatten(-1, (r, d)), U.unflatten(-1, (out, r))
-            for i, place in enumerate(places):
-                written[place] = D[:, i], b_D[:, i], U[:, i], b_U[:, i]
+            for i, module in enumerate(modules):
+                for k, task in enumerate(tasks):
+                    written[task, module.place] = D[k, i], b_D[k, i], U[k, i], b_U[k, i]
         return written
 
 
 class Hypernetwork(nn.Module):
     """Hyperformer (Mahabadi et al. 2021, arXiv 2106.04489): a small network writes all adapters.
 
-    Task embeddings are shared by encoder and decoder. stacks: stack -> (kind of site -> its
-    Generated modules, the description that they share).
+    stacks: stack -> (kind of site -> its Generated modules, the description that they share).
     """
 
-    def __init__(self, tasks: tuple[str, ...],
-                 stacks: dict[str, tuple[dict[str, list[Generated]], "Add"]], size: int = 512):
+    def __init__(self, tasks: tuple[str, ...], stacks: dict[str, tuple], size: int = 512):
         super().__init__()
         assert tasks, "a hypernetwork writes for each task: install it with tasks=(...)"
         self.tasks = nn.ParameterDict({task: torch.randn(size) for task in tasks})       # t_k
         self.stacks = nn.ModuleDict({stack: HyperStack(sites, add, size)
                                      for stack, (sites, add) in stacks.items()})
 
-    def forward(self, tasks: list[str]) -> dict[str, dict[str, tuple[Tensor, ...]]]:
-        """What Context.generated holds: task -> place -> D, b_D, U, b_U."""
-        t = torch.stack([self.tasks[task] for task in tasks])                # K, 512
-        generated = {task: {} for task in tasks}
+    def forward(self, tasks: list[str]) -> dict[tuple[str, str], tuple[Tensor, ...]]:
+        """What Context.generated holds. Both stacks read the same task embeddings."""
+        t, generated = torch.stack([self.tasks[task] for task in tasks]), {}
         for stack in self.stacks.values():
-            for place, matrices in stack(t).items():
-                for k, task in enumerate(tasks):
-                    generated[task][place] = tuple(matrix[k] for matrix in matrices)
+            generated |= stack(dict(zip(tasks, t)))
         return generated
 
 
@@ -275,8 +276,7 @@ class MiddleX(nn.Module):
 
     def __init__(self, d_in: int, d: int, add: "Add"):
         super().__init__()
-        assert d_in == d, (f"gate 'middleX' adds x, {d_in} wide, to H, {d} wide: take large, "
-                           "middleY or small where they differ")
+        assert d_in == d, f"gate 'middleX' adds x, {d_in} wide, to H, {d} wide: take another gate"
         self.w = Dense(d, 1, add.std, add.zero)
 
     def forward(self, x: Tensor, H: Tensor, ctx: Context) -> Tensor:
@@ -298,9 +298,8 @@ class MiddleY(nn.Module):
 class Small(nn.Module):
     """G = mean over tokens of sigmoid(w . [x ; H] + b)                            B, 1, 1
 
-    The published code averages over padding too, so that an example's output depends on the
-    others of its batch; `mean="all"` does so for comparison, "real" leaves padding out. In a
-    decoder it would average over tokens to come, so no row may put it there.
+    The published code averages over padding too, so that an example's output depends on the others
+    of its batch: mean="all". In a decoder it would average over tokens to come: no row may.
     """
 
     def __init__(self, d_in: int, d: int, add: "Add"):
@@ -309,7 +308,7 @@ class Small(nn.Module):
 
     def forward(self, x: Tensor, H: Tensor, ctx: Context) -> Tensor:
         g = torch.sigmoid(self.w(torch.cat([x, H], -1)))                     # B, S, 1
-        if self.mean == "all" or ctx is None or ctx.mask is None:
+        if self.mean == "all" or ctx.mask is None:
             return g.mean(1, keepdim=True)
         real = ctx.mask[..., None].to(g.dtype)                               # B, S, 1
         count = real.sum(1, keepdim=True).clamp(min=1)     # a text of padding alone: 0, not NaN
@@ -345,11 +344,8 @@ class Adapter(nn.Module):
         self.reads_x, self.dropout, self.s = add.reads == "x", add.dropout, add.s
         self.net, self.gate = None, None
         if add.matrix != "none":
-            d = site.d_in if self.reads_x else site.d_out
-            r = add.width(site.d_out)
-            self.scale = add.scale
-            if add.alpha is not None:
-                self.scale *= add.alpha / r
+            d, r = site.d_in if self.reads_x else site.d_out, add.width(site.d_out)
+            self.scale = add.scale * (1 if add.alpha is None else add.alpha / r)
             if add.matrix == "generated":
                 self.net = Generated(d, r, site.d_out, site.place)
             else:
@@ -374,15 +370,13 @@ class Adapter(nn.Module):
 class DoRA(Adapter):
     """h' = G (.) (W x + scale U D x) + b,  G = m / |W + scale U D| (of each row)
 
-    Weight-decomposed LoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5): a granularity matrix with a
-    number a channel, like middleY. The norm is a constant for the gradient (section 4.3), m starts
-    at |W|, so that h' = h.
+    Weight-decomposed LoRA (Liu et al. 2024, arXiv 2402.09353, eq. 5): G has a number a channel,
+    like middleY. m starts at |W|, so that h' = h.
     """
 
     def __init__(self, add: "Add", site: Site):
         super().__init__(add, site)
-        assert site.linear is not None, \
-            f"dora stands at Linears (.q .k .v .o .wi .wg .wo), not at {site.place}"
+        assert site.linear is not None, f"dora stands at Linears (.q .wi ...), not {site.place}"
         self.frozen = (site.linear,)   # in a tuple: a module would become a part of this one
         self.m = nn.Parameter(site.linear.weight.detach().norm(dim=1))       # d_out
 
@@ -390,13 +384,14 @@ class DoRA(Adapter):
         (linear,) = self.frozen
         b = 0 if linear.bias is None else linear.bias
         delta = self.scale * self.net.up.matrix() @ self.net.down.matrix()   # d_out, d_in
+        # The norm is a constant for the gradient (section 4.3).
         G = self.m / (linear.weight + delta).norm(dim=1).detach()            # d_out
         return G * (self.update(h, x, ctx) - b) + b
 
 
 class SoftPrompt(nn.Module):
-    """P = W_2 tanh(W_1 E + b_1) + b_2, put in front of the encoder's text (prefix-tuning, Li and
-    Liang 2021, arXiv 2101.00190, at the input alone). E is length x D, W_1 D -> mid."""
+    """P = W_2 tanh(W_1 E + b_1) + b_2 in front of the encoder's text, E length x D (prefix-tuning,
+    Li and Liang 2021, arXiv 2101.00190, at the input alone)."""
 
     def __init__(self, prompt: "Prompt", site: Site):
         super().__init__()
@@ -405,21 +400,22 @@ class SoftPrompt(nn.Module):
         self.W1, self.W2 = Dense(d, prompt.mid, prompt.std), Dense(prompt.mid, d, prompt.std)
 
     def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
-        """Words (B, L, D), of which only B matters -> (B, length, D)."""
         P = self.W2(torch.tanh(self.W1(self.E)))                             # length, D
-        return P.expand(len(h), -1, -1)
+        return P.expand(len(h), -1, -1)                                      # B, length, D
 
 
 # ------------------------------------------------------------------------ how a row says it
 
 @dataclass(frozen=True)
 class Add:
-    """Description of one Adapter; widths left at 0 follow the site's width D."""
+    """Description of one Adapter."""
     reads: str = "h"                   # z: dh is a function of h (in a row) or of x (parallel)
     matrix: str = "dense"              # D and U: dense, kronecker, generated; none: no dh
     r: int = 0                         # bottleneck; 0: D / reduction
     reduction: int = 8
     n: int = 2                         # Kronecker terms
+    rank: int = 0                      # of each; 0: full
+    shared: bool = False               # R is one for the whole model (n = 1: there is none)
     p: int = 8                         # width of the hypernetwork's c
     linear: bool = False               # f and the biases left out (LoRA)
     dropout: float = 0.0               # of z
@@ -438,8 +434,7 @@ class Add:
     def width(self, d: int) -> int:
         """The bottleneck at a site of width D."""
         r = self.r or d // self.reduction
-        assert r > 0, (f"a bottleneck of {d} / {self.reduction} has no room: give r, or a "
-                       f"reduction of at most {d}")
+        assert r > 0, f"a bottleneck of {d} / {self.reduction} has no room: give r"
         return r
 
 
@@ -467,3 +462,12 @@ class Method:
     at: dict[str, Add | Prompt] = field(default_factory=dict)
     open: tuple[str, ...] = ()         # of OPEN in model.py: norms, encoder.norms, biases, all
     formula: str = field(default="-", compare=False)       # h', for the eye
+
+    def new_R(self, dtype: torch.dtype) -> nn.Parameter | None:
+        """The one R (n, n, n) of the modules that share it."""
+        sharing = [add for add in self.at.values() if getattr(add, "shared", False)]
+        found = {add.n for add in sharing if add.matrix == "kronecker" and add.n > 1}
+        assert len(found) <= 1, "one R is for the whole model: n must be the same at all sites"
+        for n in found:
+            return nn.Parameter(torch.empty(n, n, n).normal_(std=0.01).to(dtype))
+        return None

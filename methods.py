@@ -1,8 +1,7 @@
 """Which module stands where? The table of methods, and how a row is changed.
 
-A row of `methods` is a Method of adapters.py: what stands at which sites, what else is opened, and
-its formula. Adding a method is adding a row here (and a module, where it needs one that
-adapters.py does not have: any nn.Module made of (add, site) with forward(h, x, ctx)).
+Adding a method is adding a row here (and a module, where it needs one that adapters.py does not
+have: any nn.Module made of (add, site) with forward(h, x, ctx)).
 
     python -m tools.count                                       # every row and what it trains
     python train.py --method lora --set r=16,alpha=16,open=none
@@ -10,6 +9,7 @@ adapters.py does not have: any nn.Module made of (add, site) with forward(h, x, 
 """
 import inspect
 from dataclasses import replace
+from itertools import product
 
 from adapters import GATES, Add, DoRA, Method, Prompt
 from support.gate import Number, check, reading
@@ -17,31 +17,28 @@ from support.gate import Number, check, reading
 SUBLAYERS = ("encoder.self_attn", "encoder.ffn",
              "decoder.self_attn", "decoder.cross_attn", "decoder.ffn")
 ATTENTION = tuple(site for site in SUBLAYERS if "attn" in site)
-SITES = (f"{', '.join(SUBLAYERS)}; behind an attention .q .k .v .o, behind a feed-forward .wi .wg "
-         ".hidden .wo; encoder.prompt")
 
 
 # --------------------------------------------------------------------------------- the table
 
 def parts(is_t5: bool) -> dict[str, Add | Prompt]:
-    """What rows are made of, by name, with the papers' settings for BART or for T5.
+    """What rows are made of, by name, with the papers' settings.
 
     Deliberate: on T5 the papers' adapters reduce by 4, and VL-PET's start at zero and scale the
     sub-layer's output by 0.3.
     """
-    add, tokens = Add(), 0.02
-    reduction, s, rank = 8, 1.0, 128
+    add, tokens, reduction, s, r = Add(), 0.02, 8, 1.0, 128
     if is_t5:
-        add, tokens = Add(std=None), 1.0
-        reduction, s, rank = 4, 0.3, 150
+        add, tokens, reduction, s, r = Add(std=None), 1.0, 4, 0.3, 150
     light = replace(add, reads="x", zero=is_t5)
     gated = replace(add, s=s, zero=is_t5)
-    lora = Add(reads="x", linear=True, r=rank, alpha=32, dropout=0.1, std=None, zero=True)
+    lora = Add(reads="x", linear=True, r=r, alpha=32, dropout=0.1, std=None, zero=True)
     found = {
         "adapter": replace(add, reduction=reduction),
         "adapter-light": light,
         "compacter": replace(add, matrix="kronecker"),
         "compacter-light": replace(light, matrix="kronecker"),
+        "compacter-original": replace(add, matrix="kronecker", n=4, rank=1, shared=True),
         "hyperformer": Add(matrix="generated", std=0.01 if is_t5 else 0.02, std_tokens=tokens),
         "lora": lora,
         "dora": replace(lora, module=DoRA),
@@ -61,17 +58,14 @@ def methods(is_t5: bool) -> dict[str, Method]:
     there is no row bitfit.
     """
     part = parts(is_t5)
-    norms, biases = ("norms",), ("biases",)
-    if is_t5:
-        norms, biases = (), ()
+    norms, biases = (), ()
+    if not is_t5:
+        norms, biases = ("norms",), ("biases",)
     narrow = replace(part["adapter"], reduction=8)
 
     def attentions(linears: str, add: Add) -> dict[str, Add]:
         """The part behind these Linears of every attention."""
-        at = {}
-        for site in ATTENTION:
-            at |= {f"{site}.{linear}": add for linear in linears}
-        return at
+        return {f"{site}.{linear}": add for site, linear in product(ATTENTION, linears)}
 
     def everywhere(add: Add, formula: str) -> Method:
         return Method(dict.fromkeys(SUBLAYERS, add), norms, formula)
@@ -80,15 +74,8 @@ def methods(is_t5: bool) -> dict[str, Method]:
         at = {site: replace(add, per_task="all") for site, add in method.at.items()}
         return replace(method, at=at, formula=f"{method.formula}; one a task")
 
-    def vlpet(base: str, gate: str, size: str) -> Method:
-        """G behind the encoder's modules, one light module for each decoder block."""
-        at = dict.fromkeys(SUBLAYERS[:2], part[f"{base}+{gate}"])
-        at["decoder.cross_attn.v"] = part[f"{base}-light"]
-        return Method(at, ("encoder.norms",),
-                      f"s G (h + U gelu(D h + b) + b'), G {size}; decoder h + U gelu(D x + b) + b'")
-
-    hidden = ("encoder.ffn.hidden", "decoder.ffn.hidden")
-    adapter = "h + U gelu(D h + b) + b'"
+    hidden = dict.fromkeys(("encoder.ffn.hidden", "decoder.ffn.hidden"), part["ia3"])
+    adapter, light = "h + U gelu(D h + b) + b'", "decoder h + U gelu(D x + b) + b'"
     rows = {
         "frozen": Method(),
         "norms": Method(open=("norms",)),
@@ -99,12 +86,14 @@ def methods(is_t5: bool) -> dict[str, Method]:
         "adapter-half-shared": everywhere(replace(narrow, per_task="down"),
                                           f"{adapter}; D, b for each task"),
         "compacter": everywhere(part["compacter"], f"{adapter}; D, U = sum_i R_i (x) W_i"),
+        "compacter-original": everywhere(part["compacter-original"],
+                                         f"{adapter}; D, U = sum_i R_i (x) (L_i U_i), one R"),
         "hyperformer": everywhere(part["hyperformer"], f"{adapter}; generated for (task, layer)"),
         "lora": Method(attentions("qv", part["lora"]), biases,
                        "h + (alpha / r) B A dropout(x) at q and v"),
         "dora": Method(attentions("qv", part["dora"]), biases,
                        "m (W + (alpha / r) B A) x / |W + (alpha / r) B A| + bias at q and v"),
-        "ia3": Method(attentions("kv", part["ia3"]) | dict.fromkeys(hidden, part["ia3"]), (),
+        "ia3": Method(attentions("kv", part["ia3"]) | hidden, (),
                       "(1 + z) h at k, v and behind the feed-forward's activation"),
         "prompt": Method({"encoder.prompt": part["prompt"]}, (),
                          "40 tokens W_2 tanh(W_1 E + b) + b' before the encoder's text"),
@@ -113,38 +102,36 @@ def methods(is_t5: bool) -> dict[str, Method]:
         del rows["bitfit"]
     for name in ("compacter", "lora", "prompt"):
         rows[f"{name}-multiple"] = one_a_task(rows[name])
-    # VL-PET itself is "adapter + G" (its heads are one matrix, see Bottleneck): one row, two names.
+    # VL-PET: G behind the encoder's modules, one light module for each decoder block.
     sizes = {"large": "one number a token and channel", "middleX": "one a token",
              "middleY": "one a channel", "small": "one an example"}
-    for gate, size in sizes.items():
-        rows[f"adapter+{gate}"] = rows[f"vlpet-{gate}"] = vlpet("adapter", gate, size)
-        rows[f"compacter+{gate}"] = vlpet("compacter", gate, size)
+    for base, gate in product(("adapter", "compacter"), GATES):
+        at = dict.fromkeys(SUBLAYERS[:2], part[f"{base}+{gate}"])
+        at["decoder.cross_attn.v"] = part[f"{base}-light"]
+        rows[f"{base}+{gate}"] = Method(at, ("encoder.norms",),
+                                        f"s G ({adapter}), G {sizes[gate]}; {light}")
+    for gate in GATES:                       # VL-PET itself: its heads are one matrix (Bottleneck)
+        rows[f"vlpet-{gate}"] = rows[f"adapter+{gate}"]
     return rows
 
 
 # ------------------------------------------------------------------- a row with changes (--set)
 
 # What a field may be; "?": also none.
+COUNT, SOME = Number(0, whole=True), Number(1, whole=True)
 FIELDS = {
     "reads": {"h", "x"}, "matrix": {"dense", "kronecker", "generated", "none"},
-    "r": Number(0, whole=True), "reduction": Number(1, whole=True), "n": Number(1, whole=True),
-    "p": Number(1, whole=True), "linear": bool, "dropout": Number(0, 0.999), "scale": Number(),
-    "alpha?": Number(), "gate?": {*GATES}, "g": Number(0, whole=True), "s": Number(),
-    "mean": {"real", "all"}, "std?": Number(0), "std_tokens": Number(0), "zero": bool,
-    "per_task?": {"all", "down", "up"},
-    "length": Number(1, whole=True), "mid": Number(1, whole=True),          # a prompt's
+    "r": COUNT, "reduction": SOME, "n": SOME, "rank": COUNT, "shared": bool, "p": SOME,
+    "linear": bool, "dropout": Number(0, 0.999), "scale": Number(), "alpha?": Number(),
+    "gate?": {*GATES}, "g": COUNT, "s": Number(), "mean": {"real", "all"}, "std?": Number(0),
+    "std_tokens": Number(0), "zero": bool, "per_task?": {"all", "down", "up"},
+    "length": SOME, "mid": SOME,                                               # a prompt's
 }
 WANTS = {name.rstrip("?"): want for name, want in FIELDS.items()}
 
-# What a field needs of its module in order to mean anything: a change without effect is refused.
-NEEDS = {
-    "n": ("matrix=kronecker", lambda add: add.matrix == "kronecker"),
-    "p": ("matrix=generated", lambda add: add.matrix == "generated"),
-    "g": ("gate=large", lambda add: add.gate == "large"),
-    "mean": ("gate=small", lambda add: add.gate == "small"),
-    "reduction": ("r=0", lambda add: add.r == 0 and add.matrix != "none"),
-    "r": ("a matrix", lambda add: add.matrix != "none"),
-}
+# What a field needs beside it in order to mean anything: a change without effect is refused.
+NEEDS = {"p": ("matrix", "generated"), "g": ("gate", "large"), "mean": ("gate", "small"),
+         "reduction": ("r", 0)} | dict.fromkeys(("n", "rank", "shared"), ("matrix", "kronecker"))
 
 
 def row(name: str, is_t5: bool, changes: str = "") -> Method:
@@ -155,17 +142,12 @@ def row(name: str, is_t5: bool, changes: str = "") -> Method:
         decoder.cross_attn.v=none     nothing at these sites ("decoder=none": in no decoder site)
         decoder.cross_attn.k=lora     one of the parts at a site
         open=norms+biases             what the row opens of the backbone (none: nothing)
-
-    BadInput names what is unknown and what is allowed.
     """
     with reading("--method"):
         rows = methods(is_t5)
-        on = " on T5" if is_t5 else ""
-        assert name in rows, f"there is no method {name!r}{on}; there are {', '.join(rows)}"
+        assert name in rows, f"there is no method {name!r} here; there are {', '.join(rows)}"
     method = rows[name]
-    for change in changes.split(","):
-        if not change.strip():
-            continue
+    for change in filter(str.strip, changes.split(",")):
         with reading(f"--set {change.strip()}"):
             method = changed(method, change, parts(is_t5))
     with reading(f"--set {changes}"):
@@ -181,27 +163,30 @@ def changed(method: Method, change: str, part: dict[str, Add | Prompt]) -> Metho
         return replace(method, open=() if value == "none" else tuple(value.split("+")))
     path, _, name = key.rpartition(".")
     if name in WANTS:
-        return change_field(method, path, name, value)
+        there = [site for site in below(method, path) if hasattr(method.at[site], name)]
+        assert there, f"no module with a {name} is there; the row's sites are {sites(method)}"
+        if name in NEEDS:
+            field, needed = NEEDS[name]
+            assert any(getattr(method.at[site], field) == needed for site in there), \
+                f"it would change nothing: {name} needs {field}={needed}"
+        new = {site: replace(method.at[site], **{name: parse(name, value)}) for site in there}
+        return replace(method, at=method.at | new)
     if value in part:
         return replace(method, at=method.at | {key: part[value]})
     assert value == "none", (f"{value!r} is no part for a site, {key!r} no field; parts are "
                              f"{', '.join(part)}; fields are {', '.join(WANTS)}")
-    left = {site: add for site, add in method.at.items() if not f"{site}.".startswith(f"{key}.")}
-    assert left != method.at, f"nothing is there; the row's sites are {', '.join(method.at) or '-'}"
-    return replace(method, at=left)
+    gone = below(method, key)
+    assert gone, f"nothing is there; the row's sites are {sites(method)}"
+    return replace(method, at={site: method.at[site] for site in method.at if site not in gone})
 
 
-def change_field(method: Method, path: str, name: str, value: str) -> Method:
-    """The method with another value of a field, at all sites whose names begin with path."""
-    below = [site for site in method.at if not path or f"{site}.".startswith(f"{path}.")]
-    there = [site for site in below if hasattr(method.at[site], name)]
-    assert there, (f"no module with a {name} is there; the row's sites are "
-                   f"{', '.join(method.at) or '-'}")
-    needed, means = NEEDS.get(name, ("", lambda add: True))
-    assert any(means(method.at[site]) for site in there), \
-        f"it would change nothing: {name} needs {needed}"
-    new = {site: replace(method.at[site], **{name: parse(name, value)}) for site in there}
-    return replace(method, at=method.at | new)
+def below(method: Method, path: str) -> list[str]:
+    """The row's sites whose names begin with path."""
+    return [site for site in method.at if not path or f"{site}.".startswith(f"{path}.")]
+
+
+def sites(method: Method) -> str:
+    return ", ".join(method.at) or "-"
 
 
 def parse(name: str, text: str) -> object:
@@ -221,32 +206,29 @@ def check_row(method: Method) -> None:
     """Fields in range, and no combination that would mean nothing or look at tokens to come."""
     for site, add in method.at.items():
         kind = type(add).__name__
-        assert (kind == "Prompt") == (site == "encoder.prompt"), (
-            f"a {kind} cannot stand at {site}: a prompt stands at encoder.prompt, everything else "
-            "behind a sub-layer or Linear")
-        own = {name: want for name, want in FIELDS.items() if name.rstrip("?") in vars(add)}
-        check(vars(add), own)
+        assert (kind == "Prompt") == (site == "encoder.prompt"), \
+            f"a {kind} cannot stand at {site}: a prompt, and nothing else, stands at encoder.prompt"
+        check(vars(add), {name: FIELDS[name] for name in FIELDS if name.rstrip("?") in vars(add)})
         whole = add.per_task in (None, "all")
         if kind == "Prompt":
             assert whole, f"per_task of a prompt is {add.per_task!r}; it can be none or all"
             continue
-        plain = add.gate is None and add.s == 1 and add.matrix in ("dense", "kronecker")
+        plain = add.gate is None and add.s == 1 and not add.shared
+        plain = plain and add.matrix in ("dense", "kronecker")
         assert add.module is not DoRA or (plain and whole and add.linear and add.reads == "x"), \
             "dora is for LoRA's linear update of x: start from row dora"
-        assert add.matrix != "generated" or not (add.per_task or add.linear or add.zero), (
-            "a generated module is one a task already, with gelu, biases and a start of its own: "
-            "leave per_task, linear and zero out")
+        assert add.matrix != "generated" or not (add.per_task or add.linear or add.zero), \
+            "a generated module is one a task already: leave per_task, linear and zero out"
         assert add.matrix != "none" or (add.gate and whole), \
             "matrix 'none' has no down or up: give it a gate, and per_task all or none"
-        reads_encoder = site.startswith("encoder") or site.endswith(("cross_attn.k",
-                                                                     "cross_attn.v"))
-        assert add.gate != "small" or reads_encoder, (
-            f"gate 'small' at {site} would average over the tokens to come: in a decoder take "
-            "middleX, middleY or large")
+        ahead = site.startswith("decoder") and not site.endswith(("cross_attn.k", "cross_attn.v"))
+        assert add.gate != "small" or not ahead, \
+            f"gate 'small' at {site} would average over the tokens to come: take another gate"
 
 
 def grammar() -> str:
     """For --help: what `row` takes, and the words it knows."""
-    explained = inspect.getdoc(row).rsplit("\n\n", 1)[0]
-    return "\n".join([f"--set: {explained}", "", f"fields: {', '.join(WANTS)}",
-                      f"parts: {', '.join(parts(False))}", f"sites: {SITES}"])
+    return "\n".join([
+        f"--set: {inspect.getdoc(row)}", "", f"fields: {', '.join(WANTS)}",
+        f"parts: {', '.join(parts(False))}", f"sites: {', '.join(SUBLAYERS)}; behind an attention "
+        ".q .k .v .o, behind a feed-forward .wi .wg .hidden .wo; encoder.prompt"])

@@ -133,6 +133,7 @@ class VLModel(nn.Module):
     def forget(self) -> None:
         """The state without a method: everything frozen, nothing installed."""
         self.method, self.tasks, self.hyper, self.per_task = None, (), None, False
+        self.shared_R = None                                        # of the original Compacter
         self.installed: dict[str, nn.Module] = {}                   # place -> what stands there
         self.opened: dict[str, Tensor] = {}                         # name -> its frozen value
         self.requires_grad_(False)
@@ -173,6 +174,7 @@ class VLModel(nn.Module):
         d, words = self.lm.config.d, self.lm.shared.weight
         places, stacks = {}, {}                      # place -> (module of the site, what is added)
         with words.device:
+            shared_R = method.new_R(words.dtype)
             for site, add in method.at.items():
                 for place, module in self.sites(site):
                     linear = module if isinstance(module, nn.Linear) else None
@@ -185,7 +187,7 @@ class VLModel(nn.Module):
             hyper = adapters.Hypernetwork(tasks, stacks).to(words.dtype) if stacks else None
         assert places or not method.at, "all its sites are in the decoder, and there is none"
         # Nothing has failed: only now is the model changed.
-        self.method, self.tasks, self.hyper = method, tasks, hyper
+        self.method, self.tasks, self.hyper, self.shared_R = method, tasks, hyper, shared_R
         for place, (module, tune) in places.items():
             module.tune, self.installed[place] = tune, module
         self.per_task = hyper is not None or any(
@@ -226,7 +228,8 @@ class VLModel(nn.Module):
         modules = [module.tune for module in self.installed.values()]
         if self.hyper is not None:
             modules.append(self.hyper)
-        return list(nn.ModuleList(modules).parameters())
+        shared = [] if self.shared_R is None else [self.shared_R]
+        return [*shared, *nn.ModuleList(modules).parameters()]
 
     def counts(self) -> list[tuple[str, int, int]]:
         """(part, trainable, total parameters); tied tensors count once, buffers not at all."""
@@ -261,7 +264,7 @@ class VLModel(nn.Module):
             rows[task] = torch.tensor([i for i, other in enumerate(tasks) if other == task],
                                       device=device)
         generated = {} if self.hyper is None else self.hyper(list(rows))
-        return Context(rows=rows, generated=generated)
+        return Context(rows=rows, generated=generated, shared_R=self.shared_R)
 
     def look(self, batch) -> Tensor:
         """The features (B, N, F) of a batch whose `feats` are its pictures' pixels (P, 3, H, W),

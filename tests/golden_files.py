@@ -56,6 +56,7 @@ RULES = [
     (r"\.adapters\.(\w+)\.", r".\1."),
     (r"_sampler\.", "."), (r"\.net_(down|up)", r".\1"),
     (r"\.tune\.(\w+\.)?(down|up)\.", r".tune.\1net.\2."),
+    (r"^phm_rule$", "shared_R"), (r"\.W_left$", ".L"), (r"\.W_right$", ".U"),
     (r"\.phm_rule$", ".R"), (r"\.(down|up)\.b$", r".\1.bias"),
     (r"\.([qkvo])\.lora_As\.(\w+)$", r".\1.tune.\2.net.down.weight"),
     (r"\.([qkvo])\.lora_Bs\.(\w+)$", r".\1.tune.\2.net.up.weight"),
@@ -137,6 +138,8 @@ def describe(g: SimpleNamespace) -> tuple[bool, adapters.Method]:
         # On T5 the official code finds no norms and no biases to open, but the whole model.
         if kind == "frozen" and flag in flags and (other == "full" or not is_t5):
             row = other
+    if "shared_R" in g.w:                                  # which no flag says
+        row = "compacter-original"
     if {"share_up_sampler", "share_down_sampler"} & flags.keys():
         row = "adapter-half-shared"
         if "share_down_sampler" in flags:
