@@ -67,6 +67,8 @@ class Config:
                             "about; default: all, as the papers; of the built-in clips span, on "
                             "which their language model was made")
     precision: str = option("fp32", "or bf16 (autocast)")
+    answers: str = option("", "yes: an answer is chosen among those of the training data, not "
+                          "written; or a JSON file that lists the answers of one task")
     beams: int = option(5, "of captions and of what is asked about clips")
     keep: str = option("", "which epoch is tested: last, or best (mean of the validation scores); "
                        "default: last, for clips best")
@@ -146,6 +148,8 @@ def resolve(config: Config) -> Config:
     default_lm = TINY_BART_VIDEO if shows_clips(config) else TINY_BART
     config = replace(config, lm=shipped(config.lm or default_lm), clip=shipped(config.clip))
     lm = published_lm.read_config(config.lm)
+    with reading(config.lm):
+        assert config.answers or lm.layers[1], "it has no decoder to write with: add --answers yes"
     methods.row(config.method, lm.is_t5, config.set)        # says what is wrong with it
     known = recipe(config, lm.is_t5) | {
         "dropout": lm.dropout, "keep": "best" if shows_clips(config) else "last",
@@ -172,6 +176,9 @@ def check_together(config: Config) -> None:
             f"--control {control} is for tasks that show clips"
         assert control != "no-frames" or config.frames == "real", \
             "--control no-frames needs --frames real"
+    for task in task_list(config):
+        assert not config.answers or data.TASKS[task].answers, \
+            f"--answers chooses among known answers, and those of {task} are written: leave it out"
     assert config.steps is None or config.epochs is None, "--steps or --epochs, one of them"
     assert config.device != "cuda" or torch.cuda.is_available(), \
         "--device is cuda, but this PyTorch sees no CUDA device: leave it out"

@@ -63,6 +63,8 @@ class Task:
     #                                examples times the "score" of the drawn answer
     decode: str = "greedy"         # or "beam", or "choice" (compare the logits of ANSWERS)
     submit: Form | None = None     # what the benchmark's server takes
+    answers: str = ""              # how one is chosen instead of written (answers.py): "bce", each
+    #                                by itself; "ce", one of them; "": there are too many to list
     clips: bool = False            # an example shows a clip: frames with subtitles; then the
     #                                task's name ends a text
 
@@ -92,7 +94,7 @@ PUBLIC = "train_release val_release test_public_release"
 # submit) in it. Where several lie in one folder, the first that is complete is read.
 TASKS = {
     "vqa": Task(
-        "vqa: ", loss="score", metric=metrics.vqa,
+        "vqa: ", loss="score", answers="bce", metric=metrics.vqa,
         submit=submit.json_list(int, "question_id", "answer"),
         layouts=(
             Layout("VL-T5's files", readers.read_vqa, "vqa/{}.json",
@@ -101,9 +103,11 @@ TASKS = {
                    f"{VQA_TRAIN} {VQA_VAL} {KARPATHY}", *[f"{VQA_VAL} {KARPATHY}"] * 2),
             Layout("VQAv2's files", readers.read_vqa2, "{}", VQA_TRAIN, VQA_VAL, VQA_VAL,
                    submit=QUESTIONS.format("test2015"), note=NO_SPLIT),
-            Layout("VQAv2's test-dev", readers.read_vqa2, QUESTIONS, submit="test-dev2015"))),
+            Layout("VQAv2's test-dev", readers.read_vqa2, QUESTIONS, submit="test-dev2015"),
+            Layout("LXMERT's files", readers.read_vqa, "vqa/{}.json",
+                   "train nominival", "minival", "minival"))),
     "gqa": Task(
-        "gqa: ", share=(100, 60), metric=metrics.exact_match,
+        "gqa: ", share=(100, 60), answers="bce", metric=metrics.exact_match,
         submit=submit.json_list(str, "questionId", "prediction"),
         # GQA keeps its test answers to itself: papers train on train + val and report test-dev.
         layouts=(
@@ -113,11 +117,16 @@ TASKS = {
                    "train_balanced val_balanced", "testdev_balanced", "testdev_balanced",
                    submit="submission_all"))),
     "nlvr": Task(
-        "nlvr: ", text_tokens=None, share=(20, 60), decode="choice", metric=metrics.nlvr,
+        "nlvr: ", text_tokens=None, share=(20, 60), decode="choice", answers="ce",
+        metric=metrics.nlvr,
         submit=submit.lines(*ANSWERS),
         layouts=(
             Layout("VL-T5's files", readers.read_nlvr, "nlvr/{}.json", "train", "valid", "test"),
             Layout("NLVR2's files", readers.read_nlvr, "nlvr/{}.json", "train", "dev", "test1"))),
+    "snli": Task(
+        "snli: ", answers="ce", metric=metrics.exact_match,
+        layouts=(Layout("SNLI-VE's files", readers.read_snli, "snli/snli_ve_{}.jsonl",
+                        "train", "dev", "test"),)),
     "caption": Task(
         "caption: ", text_tokens=40, target_tokens=20, share=(50, 60), loss="tokens",
         decode="beam", metric=metrics.caption,
@@ -193,6 +202,7 @@ class Batch:
     seen: Tensor | None            # B, P*N bool: False on what fills up; None: all is real
     labels: Tensor                 # B, T long, -100 on padding
     weights: Tensor                # B float32: of the cross-entropy of each of its target tokens
+    answers: Tensor | None = None  # B, A float32: soft scores of all answers, to choose one
 
     def to(self, device: torch.device | str) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -251,17 +261,13 @@ def pad(rows: list[list[int]], value: int) -> Tensor:
 
 
 @lru_cache
-def grid_boxes(tokens: int, clips: bool = False) -> Tensor:
-    """(N, 4) boxes x1, x2, y1, y2 of a square grid's cells, row by row: the first is left-most. Of
-    clips: of a film's frames side by side, so that x is the time; the order table tells it,
-    too, but its rows are small beside the features and frozen in every row but `full`."""
-    rows, columns = math.isqrt(tokens), math.isqrt(tokens)
-    if clips:
-        rows, columns = 1, tokens
-    assert rows * columns == tokens, f"{tokens} visual tokens are no square grid: use --boxes zero"
+def grid_boxes(rows: int, columns: int) -> Tensor:
+    """(N, 4) boxes x1, x2, y1, y2 of a grid's cells, row by row: the first is left-most. A film's
+    frames stand side by side, so that x is the time; the order table tells it, too, but its rows
+    are small beside the features and frozen in every row but `full`."""
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     boxes = [x / columns, (x + 1) / columns, y / rows, (y + 1) / rows]     # each: rows, columns
-    return torch.stack(boxes, dim=-1).reshape(tokens, 4)
+    return torch.stack(boxes, dim=-1).reshape(-1, 4)
 
 
 def loss_weights(kinds: list[str], scores: Tensor, labels: Tensor) -> Tensor:
@@ -279,6 +285,12 @@ def loss_weights(kinds: list[str], scores: Tensor, labels: Tensor) -> Tensor:
     return torch.where(scored, scores, 1.0) / mean / len(kinds)
 
 
+def by_example(x: Tensor, pictures: list[int]) -> Tensor:
+    """Rows of pictures (B*P, N, F) -> of examples (B, P*N, F); zeros fill up who has fewer."""
+    parts = [part.flatten(0, 1) for part in x.split(pictures)]
+    return pad_sequence(parts, batch_first=True)
+
+
 def show(examples: list[Example], features, boxes: str, frames: str) -> dict[str, Tensor | None]:
     """The fields of a Batch that say what there is to see."""
     clips = TASKS[examples[0].task].clips
@@ -291,25 +303,24 @@ def show(examples: list[Example], features, boxes: str, frames: str) -> dict[str
     packed = feats.dim() == 3
     size, pictures = len(examples), [len(ex.images) for ex in examples]
     tokens, most, seen = features.tokens, max(pictures), None
-    corners = grid_boxes(tokens, clips) if boxes == "grid" else torch.zeros(tokens, 4)
+    corners = torch.zeros(len(ids), tokens, 4)                             # B*P, N, 4
+    if boxes == "grid":
+        corners = torch.stack([grid_boxes(*grid) for grid in features.grids(ids)])
     if clips and frames == "real":
         real = features.frames(ids)                                        # frames of each clip
         assert real is not None, f"the features of {ids[0]!r} are of pictures, not of a clip"
         # Frames behind the longest clip of the batch are cut: they would be masked anyway.
         tokens = min(tokens, max(1, *real))
         seen = torch.arange(tokens) < torch.tensor(real)[:, None]          # B, N
-        feats, corners = feats[:, :tokens], corners[:tokens]
+        feats, corners = feats[:, :tokens], corners[:, :tokens]
     elif min(pictures) < most:                           # in a mixed batch nlvr alone has two
         seen = torch.arange(most * tokens) < torch.tensor(pictures)[:, None] * tokens
-    if packed and min(pictures) == most:
-        feats = feats.reshape(size, most * tokens, feats.shape[2])         # B, P*N, F
-    elif packed:
-        parts = [part.flatten(0, 1) for part in feats.split(pictures)]
-        feats = pad_sequence(parts, batch_first=True)
+    if packed:
+        feats = by_example(feats, pictures)                                # B, P*N, F
     image_ids, order_ids = torch.arange(most).repeat_interleave(tokens), torch.arange(tokens)
     return dict(
         feats=feats, seen=seen,
-        boxes=corners.repeat(most, 1).expand(size, most * tokens, 4),
+        boxes=by_example(corners, pictures),
         image_ids=image_ids.expand(size, most * tokens),
         order_ids=order_ids.repeat(most).expand(size, most * tokens))
 

@@ -12,6 +12,7 @@ size, a batch belongs to one task, only what the method's row opens is trained.
 Read downwards: what is needed (setup), the loop (train), the test, the command line. What lies in a
 run folder: support/runs.py.
 """
+import json
 import os
 import time
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ from tqdm import tqdm
 import config as configs
 import data
 import methods
+from answers import AnswerHead
 from config import WORLD, Config, task_list
 from data import TASKS, Example
 from model import VLModel, vocabulary
@@ -39,35 +41,49 @@ Examples = dict[str, list[Example]]                         # by task
 
 # ------------------------------------------------------------------------------- what is needed
 
-def setup(config: Config, held: weights.Tensors | None = None, shown: dict | None = None) -> Run:
+def setup(config: Config, held: weights.Tensors | None = None,
+          pictures: dict[str, Path] | None = None,
+          choices: dict[str, list[str]] | None = None) -> Run:
     """The frozen language model with the method installed, its tokenizer and features.
 
     held: the adapter file that it will load, which may have more tasks and see more widths of
-    features than are shown now. shown: task -> features, if not those of the configuration.
+    features than are shown now. pictures: these (id -> file), not those of the configuration.
+    choices: task -> its answers, where they are chosen; of an adapter file, its own.
     """
-    # What there is to see: CLIP's features, packed once (or handed in, or pictures as pixels).
-    packed = shown or features.load_features(config)        # task -> Features or Pixels
+    # The language model is frozen. Without a decoder, its answers are chosen.
+    lm = published_lm.load_lm(config.lm, config.dropout, writes=not config.answers)
+    with reading(config.lm):
+        assert lm.grid is None or config.boxes == "grid" and not config.train_clip, \
+            "CLIP-ViL's grid needs --boxes grid, and --train-clip no"
+
+    # What there is to see: CLIP's features, packed once, or pictures as they are.
+    packed = features.load_features(config, lm.grid is not None, pictures)
     sources = features.sources(packed).values()
     widths, tasks, tower = [source["width"] for source in sources], task_list(config), None
     if held is not None:
         widths = runs.widths(held)
         tasks = runs.adapter_config(held, config.out)["tasks"].split(",")
-    if config.features == "none":                           # pictures as they are: CLIP looks on
+        choices = json.loads(held.metadata.get("answers", "{}"))
+    if config.train_clip:                                   # CLIP looks on in the model
         tower = next(iter(packed.values())).tower
     if config.control == "blind":                           # a control: some other picture's
         packed = {task: features.Shuffled(found, config.seed) for task, found in packed.items()}
     if config.control == "no-frames":
         packed = {task: features.Hidden(found, config.seed) for task, found in packed.items()}
 
-    # The frozen language model, with rows for the added tokens. Everything that is drawn from here
-    # on (the visual embedding, the row's modules) depends on the seed alone.
+    # Rows for the added tokens. Everything that is drawn from here on (the visual embedding, the
+    # row's modules) depends on the seed alone.
     torch.manual_seed(config.seed)
-    lm = published_lm.load_lm(config.lm, dropout=config.dropout)
     if config.control == "random-lm":
         lm.init_weights()
-    model = VLModel(lm.resize(vocabulary(lm.config)), widths, tower)
+    lm.resize(vocabulary(lm.config))
+    heads = {task: AnswerHead(lm.config.d, lm.config.eps, listed, TASKS[task].answers)
+             for task, listed in (choices or {}).items()}
+    model = VLModel(lm, widths, tower, heads)
     if config.pretrained:
         runs.begin_pretrained(model, config)
+    if lm.grid is not None:
+        published_lm.begin_clip_vil(model.visual, model.answers, config.lm)
 
     # The method: a row of the table, installed at its sites.
     method = methods.row(config.method, lm.config.is_t5, config.set)
@@ -105,7 +121,7 @@ def check_texts(run: Run, examples: Examples) -> None:
         for example in max(found, key=lambda ex: len(ex.text)), max(found, key=data.length):
             with reading(task, example.id):
                 ids = data.text_ids(example, run.tokenizer, config.task_names)
-                room = c.positions - 2 if c.positions else len(ids)      # T5's are relative
+                room = c.positions - c.unused if c.positions else len(ids)      # T5's are relative
                 assert len(ids) <= room, (f"its text takes {len(ids)} tokens, and {config.lm} has "
                                           f"{room} positions: take another --lm")
 
@@ -134,9 +150,13 @@ def autocast(run: Run):
 def collate(run: Run, examples: list[Example], seed_key: tuple | None = None) -> data.Batch:
     """The batch of examples of one task, on the device."""
     c = run.config
-    return data.collate(examples, run.tokenizer, run.features[examples[0].task],
-                        task_names=c.task_names, boxes=c.boxes, frames=c.frames,
-                        seed_key=seed_key).to(run.device)
+    batch = data.collate(examples, run.tokenizer, run.features[examples[0].task],
+                         task_names=c.task_names, boxes=c.boxes, frames=c.frames,
+                         seed_key=seed_key)
+    if c.answers:
+        head = run.model.head(batch)
+        batch = replace(batch, answers=head.targets([ex.targets for ex in examples]))
+    return batch.to(run.device)
 
 
 def total_steps(config: Config, examples: Examples) -> int:
@@ -249,7 +269,10 @@ def predict(run: Run, examples: list[Example]) -> list[str]:
         chosen = order[start:start + size]
         batch = collate(run, [examples[i] for i in chosen])
         with autocast(run):
-            if TASKS[task].decode == "choice":              # nlvr: which of the two is likelier?
+            if run.config.answers:                          # the likeliest of all that are known
+                best, known = model(batch).argmax(-1).tolist(), model.head(batch).vocabulary
+                texts = [known[i] for i in best]
+            elif TASKS[task].decode == "choice":            # nlvr: which of the two is likelier?
                 best = model.choose(batch, choice_tokens(run.tokenizer)).argmax(-1).tolist()
                 texts = [data.ANSWERS[i] for i in best]
             else:
@@ -362,7 +385,7 @@ def train_run(config: Config, again: bool = False, chosen: bool = True) -> dict:
     if total_steps(config, examples) > data.steps_per_epoch(examples, config.batch):
         vals = load_split(config, "val")                    # several epochs: a score behind each
     tests, split = load_tests(config, "test")
-    run = setup(config)
+    run = setup(config, choices=runs.choices(config, examples))
     check_examples(run, examples, vals, tests)
     run.identity |= {"training data": runs.data_identity(examples),
                      "features of the first examples": runs.features_identity(run, examples),

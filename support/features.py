@@ -222,6 +222,11 @@ class Features:
                         self.rows[name], self.real[name] = row, frames
         self.ids = list(self.rows)
 
+    def grids(self, ids: list[str]) -> list[tuple[int, int]]:
+        """Rows and columns of each: a picture's cells are a square, a clip's frames a row."""
+        side = math.isqrt(self.tokens)
+        return [(1, self.tokens) if "frames" in self.settings else (side, side)] * len(ids)
+
     def stack(self, ids: list[str]) -> Tensor:
         """The tokens of these pictures or clips (B, N, F) in fp32; zeros behind a clip's end."""
         x = np.empty((len(ids), self.tokens, self.settings["width"]), np.float32)
@@ -239,16 +244,54 @@ class Features:
 class Pixels:
     """Pictures (id -> file, or what Pillow opens) from disk, for a CLIP that is in the model."""
 
-    def __init__(self, tower, pictures: dict[str, Path]):
+    tokens = GRID * GRID                                 # what CLIP makes of a picture
+
+    def __init__(self, tower, pictures: dict[str, Path], resize: str = "stretch"):
         self.tower, self.pictures = tower, {nfc(name): path for name, path in pictures.items()}
-        self.ids, self.tokens = list(self.pictures), GRID * GRID       # what it makes of a picture
-        self.settings = {"clip": fingerprint(tower), "resize": "stretch", "width": tower.features}
+        self.ids = list(self.pictures)
+        self.settings = {"clip": fingerprint(tower), "resize": resize, "width": tower.features}
         self.threads = ThreadPoolExecutor()
+
+    def read(self, ids: list[str]) -> list[Tensor]:
+        read = partial(read_picture, side=self.tower.size, resize=self.settings["resize"])
+        return list(self.threads.map(read, [self.pictures[nfc(name)] for name in ids]))
+
+    def grids(self, ids: list[str]) -> list[tuple[int, int]]:
+        return [(GRID, GRID)] * len(ids)
 
     def stack(self, ids: list[str]) -> Tensor:
         """Their pixels (B, 3, H, W)."""
-        read, paths = partial(read_picture, side=self.tower.size), self.pictures
-        return torch.stack(list(self.threads.map(read, [paths[nfc(name)] for name in ids])))
+        return torch.stack(self.read(ids))
+
+
+class Seen(Pixels):
+    """Pictures that a frozen CLIP looks at when they are asked for: `stack` hands out features."""
+
+    @torch.no_grad()
+    def stack(self, ids: list[str]) -> Tensor:
+        return self.tower.encode(super().stack(ids))                        # B, 36, F
+
+
+class Padded(Seen):
+    """All cells of CLIP-ViL's padded pictures, 12 x 20 of wide ones, 20 x 12 of upright ones."""
+
+    tokens = 240
+
+    def __init__(self, tower, pictures: dict[str, Path]):
+        super().__init__(tower, pictures, "pad")
+        self.shapes = {}                                 # id -> rows, columns, once it was read
+
+    def grids(self, ids: list[str]) -> list[tuple[int, int]]:
+        return [self.shapes[nfc(name)] for name in ids]
+
+    @torch.no_grad()
+    def stack(self, ids: list[str]) -> Tensor:
+        cells = []
+        for name, picture in zip(ids, self.read(ids)):   # one by one: their shapes differ
+            grid = self.tower.grid(picture[None])                           # 1, F, rows, columns
+            self.shapes[nfc(name)] = tuple(grid.shape[2:])
+            cells.append(grid[0].flatten(1).T)                              # 240, F
+        return torch.stack(cells)
 
 
 class Shuffled:
@@ -261,6 +304,9 @@ class Shuffled:
 
     def __getattr__(self, name: str):
         return getattr(self.features, name)              # ids, tokens, settings
+
+    def grids(self, ids: list[str]) -> list[tuple[int, int]]:
+        return self.features.grids([self.other[nfc(name)] for name in ids])
 
     def stack(self, ids: list[str]) -> Tensor:
         return self.features.stack([self.other[nfc(name)] for name in ids])
@@ -287,12 +333,19 @@ def load_tower(config):
     return tower
 
 
-def load_features(config) -> dict[str, Features | Pixels]:
+def load_features(config, cells: bool = False, pictures: dict[str, Path] | None = None
+                  ) -> dict[str, Features | Pixels]:
     """Of each task, the features of its pictures or clips: packed once for each CLIP and state of
-    their folder, or given as packed folders; or the pictures themselves."""
+    their folder, or given as packed folders; or the pictures themselves (these, or the folder's).
+    cells: CLIP-ViL's."""
     kinds = {task: CLIPS if TASKS[task].clips else PICTURES for task in config.tasks.split(",")}
-    if config.features == "none":
-        found = {PICTURES: Pixels(load_tower(config), list_files(config.images))}
+    if pictures:
+        kinds = {task: kind for task, kind in kinds.items() if kind == PICTURES}
+    if pictures or config.features == "none":
+        make = Pixels if config.train_clip else Seen
+        if cells:
+            make = Padded
+        found = {PICTURES: make(load_tower(config), pictures or list_files(config.images))}
     elif config.features:
         found = open_packed(config.features)
     else:

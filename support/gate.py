@@ -83,8 +83,10 @@ def check(record: dict, table: dict[str, object]) -> list:
     assert isinstance(record, dict), f"an object with fields should stand here, not {record!r:.60}"
     values = []
     for names, want in table.items():
-        options = names.rstrip("?").split("|")
-        name = next((name for name in options if name in record), options[0])
+        options, name = [names], names                 # most fields have one name, and are there
+        if name not in record:
+            options = names.rstrip("?").split("|")
+            name = next((name for name in options if name in record), options[0])
         value = record.get(name)
         if value is not None or not names.endswith("?"):
             assert name in record, f"field {' or '.join(map(repr, options))} is missing"
@@ -94,7 +96,7 @@ def check(record: dict, table: dict[str, object]) -> list:
 
 
 def fits(value: object, want: object) -> bool:
-    if isinstance(value, str):
+    if isinstance(value, str) and not value.isascii():
         value.encode()                                 # half an emoji (a lone surrogate) raises
     if isinstance(want, list):
         return isinstance(value, list) and all(fits(one, want[0]) for one in value)
@@ -112,7 +114,8 @@ def told(want: object) -> str:
     if isinstance(want, set):
         return "one of " + ", ".join(sorted(map(repr, want)))
     if isinstance(want, Number):
-        return f"{NAMES[int if want.whole else float]} from {want.low:g} to {want.high:g}"
+        bounds = f" from {want.low:g} to {want.high:g}" if want.high < math.inf else ""
+        return NAMES[int if want.whole else float] + bounds
     return " or ".join(map(told, want)) if isinstance(want, tuple) else NAMES[want]
 
 

@@ -69,12 +69,13 @@ def load_clip(path: str | Path) -> ViT | ResNet:
     """A published tower, frozen, in eval mode and fp32.
 
     path: a Hugging Face folder (config.json, model.safetensors), or a .safetensors file in OpenAI's
-    names, the image tower alone or as "visual." beside the text tower.
+    names, the image tower alone or as "visual." beside the text tower, or within a CLIP-ViL.
     """
     path, source, prefix = Path(path), weights.read(path), ""
-    tower = {name: file for name, file in source.files.items() if name.startswith("visual.")}
+    tower = {name: file for name, file in source.files.items() if "visual." in name}
     if tower:                                            # what lies beside it is the text tower
-        source, prefix = weights.Tensors(tower, source.metadata), "visual."
+        source = weights.Tensors(tower, source.metadata)
+        prefix = next(iter(tower)).split("visual.")[0] + "visual."
     kind, rows, config_name, settings = ViT, OPENAI_VIT, "open_clip_config.json", open_clip
     if any(name.startswith("vision_model.") for name in source):
         rows, config_name, settings = HUGGING_FACE, "config.json", hugging_face

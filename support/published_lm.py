@@ -284,15 +284,15 @@ def read_bert(config: Config, source: weights.Tensors) -> tuple[Config, str]:
 VISUAL = [("fc", "feat"), ("layer_norm", "feat_norm")]
 
 
-def load_visual(visual: nn.Module, folder: str | Path) -> None:
-    """Fills the visual embedding from a CLIP-ViL's folder."""
-    weights.load(visual, behind(weights.read(folder), "encoder.visn_fc.visn_"), VISUAL, str(folder))
-
-
-def load_answer_head(head: AnswerHead, folder: str | Path) -> None:
-    """Begins an answer head as pre-training left it, where the folder lists that one's answers."""
-    path, old = Path(folder) / "all_ans.json", behind(weights.read(folder), "answer_head.logit_fc.")
-    if path.exists() and old:
+def begin_clip_vil(visual: nn.Module, heads: Mapping[str, AnswerHead], folder: str | Path) -> None:
+    """Fills the visual embedding, and begins the answer heads as pre-training left its own, where
+    the folder lists that one's answers. (Not of snli and nlvr: theirs are no words.)"""
+    source, path = weights.read(folder), Path(folder) / "all_ans.json"
+    weights.load(visual, behind(source, "encoder.visn_fc.visn_"), VISUAL, str(folder))
+    old = behind(source, "answer_head.logit_fc.")
+    for head in heads.values():
+        if head.kind != "bce" or not old or not path.exists():
+            continue
         with reading(path):                              # LXMERT's file: a list of {"ans": answer}
             found = [check(record, {"ans": str})[0] for record in json.loads(read_text(path))]
             known = transplant(head, old, found)

@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+import answers
 import config as configs
 import methods
 from config import Config
 from model import VLModel
 from support import features, weights
-from support.gate import read_json, reading, replace_file
+from support.gate import fits, read_json, reading, replace_file
 
 
 @dataclass
@@ -82,6 +83,9 @@ def write(run: Run, path: Path, tensors: dict[str, Tensor], more: dict | None = 
     metadata = {"config": json.dumps(asdict(run.config)), "method": run.config.method,
                 "features": json.dumps(features.sources(run.features)),
                 "identity": json.dumps(run.identity)}
+    chosen = {task: head.vocabulary for task, head in run.model.answers.items()}
+    if chosen:
+        metadata["answers"] = json.dumps(chosen)
     metadata |= {name: str(value) for name, value in (more or {}).items()}
     weights.write(path, tensors, metadata | {"digest": digest_all(tensors, metadata)})
 
@@ -152,6 +156,19 @@ def begin_with(run: Run) -> None:
     weights.load(trained, held, where=str(path))
 
 
+def choices(config: Config, examples: dict[str, list]) -> dict[str, list[str]]:
+    """The answers among which those of each task are chosen; none where they are written."""
+    if config.answers in ("", "yes"):
+        return {task: answers.vocabulary(found) for task, found in examples.items()
+                if config.answers}
+    with reading(config.answers):
+        (task,) = examples
+        listed = read_json(config.answers, list)
+        assert fits(listed, [str]) and len(listed) == len(set(listed)), \
+            "it should be a list of different answers"
+    return {task: listed}
+
+
 def begin_pretrained(model: VLModel, config: Config) -> None:
     """--pretrained: all but a frozen CLIP begins as a run of row full (V&L) left it."""
     path = Path(config.pretrained) / "adapter.safetensors"
@@ -202,7 +219,8 @@ PLACES = ("data", "images", "clips", "lm", "clip", "features", "pretrained", "in
 
 def identity(lm: torch.nn.Module, config: Config, method: object) -> dict[str, str]:
     """What a run's numbers depend on beside its settings; data is added by `data_identity`."""
-    files = [Path(config.lm) / name for name in ("tokenizer.json", "vocab.json", "merges.txt")]
+    names = "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"
+    files = [Path(config.lm) / name for name in names]
     return {"language model": weights.fingerprint(lm), "its config.json": repr(lm.config),
             "tokenizer": digest(*(file.read_bytes() for file in files if file.exists())),
             "row": repr(method)}

@@ -64,7 +64,7 @@ def build(name, tmp_path):
     head = AnswerHead(lm.config.d, lm.config.eps, list(map(str, range(config["num_answers"]))),
                       flags["loss"])
     model = VLModel(lm, config["visual_feat_dim"], answers={"vqa": head})
-    published_lm.load_visual(model.visual, tmp_path)
+    published_lm.begin_clip_vil(model.visual, model.answers, tmp_path)
     row = methods.row("full", False, "")
     if flags["use_adapter"]:
         row = methods.row("adapter", False, f"reduction={flags['reduction_factor']}")
@@ -158,13 +158,12 @@ def test_pretrained_checkpoint(tmp_path):
     (tmp_path / "all_ans.json").write_text(
         json.dumps([{"ans": answer, "dsets": ["vqa"]} for answer in about["all_ans"]]))
     head = AnswerHead(lm.config.d, lm.config.eps, about["label2ans"], "bce")
-    published_lm.load_answer_head(head, tmp_path)
+    model = VLModel(lm, config["visual_feat_dim"], answers={"vqa": head})
+    published_lm.begin_clip_vil(model.visual, model.answers, tmp_path)
     close(head[3].weight, tensors["out/logit_fc.3.weight"])
     close(head[3].bias, tensors["out/logit_fc.3.bias"])
     for answer, spelt in about["convert_ans"]:
         assert spell(answer) == spelt
-    model = VLModel(lm, config["visual_feat_dim"], answers={"vqa": head})
-    published_lm.load_visual(model.visual, tmp_path)
     model.install(methods.row("adapter", False, f"reduction={about['flags']['reduction_factor']}"))
     held = {ours(k): t for k, t in part(tensors, "adapters/").items()}
     published_lm.weights.load({k: model.state_dict()[k] for k in held}, held)

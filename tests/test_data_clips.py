@@ -81,6 +81,9 @@ class Clips:
         numbers = torch.arange(1.0, len(ids) + 1).view(-1, 1, 1).expand(-1, 64, 5)
         return numbers * torch.arange(64)[:, None]
 
+    def grids(self, ids):
+        return [(1, 64)] * len(ids)
+
     def frames(self, ids):
         return [self.real[i] for i in ids]
 

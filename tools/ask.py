@@ -17,30 +17,24 @@ from io import BytesIO
 from pathlib import Path
 from random import Random
 
-import torch
-
 import train
 from config import task_list
 from data import ANSWERS, TASKS, Example
-from support import features, runs
-from support.features import Pixels
+from support import runs
 from support.gate import program, reading
 from world import scenes
 
 
-class Seen(Pixels):
-    """Pictures that CLIP has looked at already: for runs whose model holds no CLIP."""
-
-    @torch.no_grad()
-    def stack(self, ids: list[str]) -> torch.Tensor:
-        return self.tower.eval().encode(super().stack(ids))                     # P, N, F
-
-
 def answers(run: runs.Run, example: Example, beams: int = 5) -> list[tuple[str, float]]:
-    """The best answers and their probabilities, the likeliest first: nlvr's two, or the beams'."""
+    """The best answers and their probabilities, the likeliest first: nlvr's two, or the beams'; of
+    answers that are chosen, the five best."""
     run.model.eval()
     batch, found = train.collate(run, [example]), {}
-    if TASKS[example.task].decode == "choice":
+    if run.model.answers:
+        head = run.model.head(batch)
+        p, best = head.probabilities(run.model(batch))[0].topk(min(5, len(head.vocabulary)))
+        found = {head.vocabulary[i]: chance for i, chance in zip(best.tolist(), p.tolist())}
+    elif TASKS[example.task].decode == "choice":
         p = run.model.choose(batch, train.choice_tokens(run.tokenizer))[0].tolist()
         found = dict(zip(ANSWERS, p))
     else:
@@ -90,11 +84,9 @@ def main(argv: list[str] | None = None) -> None:
             question, right = text, f"   (right: {answer})"
     if args.clip:
         config = replace(config, clip=args.clip)
-    tower = features.load_tower(config)
-    shown = Pixels(tower, pictures) if config.features == "none" else Seen(tower, pictures)
     path = Path(config.out) / "adapter.safetensors"
     held = runs.read(path)
-    run = train.setup(config, held, {args.task: shown})
+    run = train.setup(config, held, pictures)
     runs.load_trained(run, held, path, ("device",))
     print(f"{args.task}: {question}".rstrip(": ") + right)
     for text, p in answers(run, Example(args.task, 0, question, tuple(pictures), {})):

@@ -39,7 +39,7 @@ from support.gate import Number, check, program, read_json, reading, replace_fil
 
 CONFIG, ADAPTER = "adapter_config.json", "adapter_model.safetensors"
 VISUAL = "visual_embedding.safetensors"
-COPIED = ("generation_config.json", "*token*.json", "vocab.json", "merges.txt", "*.model")
+COPIED = ("generation_config.json", "*token*.json", "vocab.*", "merges.txt", "*.model")
 PREFIX, A = "base_model.model.", ".lora_A.weight"
 TAILS = {"net.down.weight": A, "net.up.weight": ".lora_B.weight", "m": ".lora_magnitude_vector"}
 
