@@ -8,10 +8,8 @@ VL-PET.
     python -m pytest tests/test_config.py
 """
 import argparse
-import os
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatchcase
-from itertools import chain, count
 from pathlib import Path
 from typing import get_args
 
@@ -26,9 +24,12 @@ WORLD = "datasets/world"
 TINY_BART, TINY_BART_VIDEO = "weights/tiny-bart", "weights/tiny-bart-video"
 
 
-def option(default: object, told: str) -> field:
-    """A field of Config: its default, and what --help says about it."""
-    return field(default=default, metadata={"help": told})
+STEPS = Number(1, 10**9, whole=True)
+
+
+def option(default: object, told: str, want: object = str) -> field:
+    """A field of Config: its default, what --help says about it, what it may be beside None."""
+    return field(default=default, metadata={"help": told, "want": want})
 
 
 @dataclass(frozen=True)
@@ -47,54 +48,46 @@ class Config:
     features: str = option("", "packed folders of tools/pack.py, a comma between pictures' and "
                            "clips'; none: the pictures themselves, CLIP in the model; default: "
                            "packed once")
-    train_clip: bool = option(False, "open CLIP, too (needs --features none)")
+    train_clip: bool = option(False, "open CLIP, too (needs --features none)", bool)
     pretrained: str = option("", "run folder of row full: its language model and visual embedding "
                              "are what the method starts from")
     out: str = option("", "run folder; default: out/<method>, numbered if it is taken")
-    epochs: int | None = option(None, "times that every example is seen")
+    epochs: int | None = option(None, "times that every example is seen (by recipe)",
+                                Number(0, 10**6, whole=True))
     steps: int | None = option(None, "steps in all, instead of --epochs: so one task alone can be "
-                               "trained as long as four")
-    batch: int | None = option(None, "examples a batch of vqa; other tasks have their share of it")
-    lr: float | None = option(None, "highest learning rate")
-    task_names: bool | None = option(None, "put \"vqa: \" before the text")
-    warmup: float = option(0.1, "share of all steps in which the learning rate rises")
-    weight_decay: float = option(0.01, "of matrices")
-    clip_norm: float = option(5.0, "gradients longer than this are shortened to it")
-    dropout: float | None = option(None, "default: the language model's own")
-    boxes: str = option("grid", "of visual tokens; zero: as the papers' code feeds them")
-    frames: str = option("real", "of clips; all: padding frames are seen, as in the papers' code")
+                               "trained as long as four", STEPS)
+    batch: int | None = option(None, "examples a batch of vqa; other tasks have their share of it "
+                               "(by recipe)", Number(1, 10**6, whole=True))
+    lr: float | None = option(None, "highest learning rate (by recipe)", Number(1e-9, 10))
+    task_names: bool | None = option(None, "put \"vqa: \" before the text (by recipe)", bool)
+    warmup: float = option(0.1, "share of all steps in which the learning rate rises", Number(0, 1))
+    weight_decay: float = option(0.01, "of matrices", Number(0, 1))
+    clip_norm: float = option(5.0, "longer gradients are shortened to it", Number(1e-9, 1e9))
+    dropout: float | None = option(None, "default: the language model's own", Number(0, 0.99))
+    boxes: str = option("grid", "of visual tokens; zero: as the papers' code feeds them",
+                        {"grid", "zero"})
+    frames: str = option("real", "of clips; all: padding frames are seen, as in the papers' code",
+                         {"real", "all"})
     subtitles: str = option("", "of clips: all of the video's, or what is said in the span asked "
                             "about; default: all, as the papers; of the built-in clips span, on "
-                            "which their language model was made")
-    precision: str = option("fp32", "or bf16 (autocast)")
+                            "which their language model was made", {"", "all", "span"})
+    precision: str = option("fp32", "or bf16 (autocast)", {"fp32", "bf16"})
     answers: str = option("", "yes: an answer is chosen among those of the training data, not "
                           "written; or a JSON file that lists the answers of one task")
-    beams: int = option(5, "of captions and of what is asked about clips")
+    beams: int = option(5, "of captions and of what is asked about clips",
+                        Number(1, 100, whole=True))
     keep: str = option("", "which epoch is tested: last, or best (mean of the validation scores); "
-                       "default: last, for clips best")
-    seed: int = option(42, "of everything that is drawn")
-    device: str = option("", "cpu or cuda; default: cuda if there is one")
+                       "default: last, for clips best", {"", "last", "best"})
+    seed: int = option(42, "of everything that is drawn", Number(0, 2**63 - 1, whole=True))
+    device: str = option("", "cpu or cuda; default: cuda if there is one", {"", "cpu", "cuda"})
     init: str = option("", "begin with the weights of a run folder or an adapter file")
     control: str = option("", "blind: pictures shuffled among the examples; no-frames, "
                           "no-subtitles: of clips; random-lm, random-clip: without pre-trained "
-                          "weights")
-    log_every: int = option(50, "steps")
-    save_every: int = option(500, "steps, and at the end of an epoch")
+                          "weights", {"", "blind", "no-frames", "no-subtitles", "random-lm",
+                                      "random-clip"})
+    log_every: int = option(50, "steps", STEPS)
+    save_every: int = option(500, "steps, and at the end of an epoch", STEPS)
 
-
-# What a value may be, beside its type; "?": also None.
-WANTS = {
-    "epochs?": Number(0, 10**6, whole=True), "steps?": Number(1, 10**9, whole=True),
-    "batch?": Number(1, 10**6, whole=True), "lr?": Number(1e-9, 10), "warmup": Number(0, 1),
-    "weight_decay": Number(0, 1), "clip_norm": Number(1e-9, 1e9), "dropout?": Number(0, 0.99),
-    "beams": Number(1, 100, whole=True), "seed": Number(0, 2**63 - 1, whole=True),
-    "log_every": Number(1, 10**9, whole=True), "save_every": Number(1, 10**9, whole=True),
-    "boxes": {"grid", "zero"}, "frames": {"real", "all"}, "subtitles": {"", "all", "span"},
-    "precision": {"fp32", "bf16"},
-    "keep": {"", "last", "best"}, "device": {"", "cpu", "cuda"},
-    "control": {"", "blind", "no-frames", "no-subtitles", "random-lm", "random-clip"},
-    "train_clip": bool, "task_names?": bool,
-}
 
 # (data, dialect) -> row -> (lr, batch, epochs, task names in the text); * is any text, "" is
 # every other row. Image and video are VL-Adapter's and VL-PET's published settings (LST's for full,
@@ -135,11 +128,11 @@ def shows_clips(config: Config) -> bool:
 
 
 def resolve(config: Config) -> Config:
-    """Checks a configuration and fills what it leaves open; BadInput names flag and remedy."""
+    """Checks a configuration and fills what it leaves open, but for `out`."""
     for f in fields(Config):
-        name = f"{f.name}?" if f"{f.name}?" in WANTS else f.name
         with reading(flag(f.name)):
-            check({f.name: getattr(config, f.name)}, {name: WANTS.get(name, str)})
+            name = f.name if f.default is not None else f"{f.name}?"
+            check(vars(config), {name: f.metadata["want"]})
     with reading("--tasks"):
         for task in task_list(config):
             assert task in data.TASKS, f"no {task!r}; the tasks are {', '.join(data.TASKS)}"
@@ -154,33 +147,28 @@ def resolve(config: Config) -> Config:
     known = recipe(config, lm.is_t5) | {
         "dropout": lm.dropout, "keep": "best" if shows_clips(config) else "last",
         "subtitles": "span" if built_in(config) else "all",
-        "images": f"{config.data}/images", "clips": f"{config.data}/video/clips",
-        "out": free_folder(config)}
+        "images": f"{config.data}/images", "clips": f"{config.data}/video/clips"}
     open_fields = {name: value for name, value in known.items()
                    if getattr(config, name) in (None, "")}
     return replace(config, **open_fields)
 
 
-def check_together(config: Config) -> None:
-    control, packed = config.control, config.features not in ("", "none")
-    assert config.features != "none" or not shows_clips(config), \
-        "--features none is for pictures: clips are packed"
-    assert not config.train_clip or config.features == "none", \
-        "--train-clip yes needs --features none: packed features never change"
-    assert control != "random-clip" or not packed, \
+def check_together(c: Config) -> None:
+    clips = [data.TASKS[task].clips for task in task_list(c)]
+    assert c.features != "none" or not any(clips), "--features none is for pictures, not for clips"
+    assert not c.train_clip or c.features == "none", "--train-clip yes needs --features none"
+    assert c.control != "random-clip" or c.features in ("", "none"), \
         "--control random-clip needs pictures, not packed --features"
-    assert not (control.startswith("random") and config.pretrained), \
-        f"--control {control} beside --pretrained would be no control"
-    if control.startswith("no-"):
-        assert all(data.TASKS[task].clips for task in task_list(config)), \
-            f"--control {control} is for tasks that show clips"
-        assert control != "no-frames" or config.frames == "real", \
-            "--control no-frames needs --frames real"
-    for task in task_list(config):
-        assert not config.answers or data.TASKS[task].answers, \
+    assert not (c.control.startswith("random") and c.pretrained), \
+        f"--control {c.control} beside --pretrained would be no control"
+    assert not c.control.startswith("no-") or all(clips), \
+        f"--control {c.control} is for tasks that show clips"
+    assert c.control != "no-frames" or c.frames == "real", "--control no-frames needs --frames real"
+    for task in task_list(c):
+        assert not c.answers or data.TASKS[task].answers, \
             f"--answers chooses among known answers, and those of {task} are written: leave it out"
-    assert config.steps is None or config.epochs is None, "--steps or --epochs, one of them"
-    assert config.device != "cuda" or torch.cuda.is_available(), \
+    assert c.steps is None or c.epochs is None, "--steps or --epochs, one of them"
+    assert c.device != "cuda" or torch.cuda.is_available(), \
         "--device is cuda, but this PyTorch sees no CUDA device: leave it out"
 
 
@@ -208,24 +196,10 @@ def recipe(config: Config, is_t5: bool) -> dict:
     return found
 
 
-def free_folder(config: Config) -> str:
-    """out/<method>-<control>, or with the first number behind it that is not taken."""
-    name = f"out/{config.method}"
-    if config.control:
-        name += f"-{config.control}"
-    names = chain([name], (f"{name}-{i}" for i in count(2)))
-    return next(name for name in names if not os.path.lexists(name))      # a dead link, too
-
-
 # -------------------------------------------------------------------------------- command line
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def kind_of(f: field) -> type:
-    """int | None -> int"""
-    return (get_args(f.type) or (f.type,))[0]
 
 
 def parse(argv: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
@@ -233,20 +207,24 @@ def parse(argv: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
     parser = argparse.ArgumentParser(description="Train and test a method.", epilog=recipes(),
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     for f in fields(Config):
-        told = f.metadata["help"]
-        if f.default is None and f.name != "dropout":
-            told += " (by recipe)"
-        elif f.default not in (None, "", False):
-            told += f" (default {f.default})"
-        read = yes_or_no if kind_of(f) is bool else kind_of(f)
-        parser.add_argument(flag(f.name), type=read, help=told.replace("%", "%%"),
-                            default=argparse.SUPPRESS, metavar=kind_of(f).__name__)
+        told = f.metadata["help"] + (f" (default {f.default})" if f.default else "")
+        kind = (get_args(f.type) or (f.type,))[0]           # int | None -> int
+        parser.add_argument(flag(f.name), type=yes_or_no if kind is bool else kind,
+                            help=told.replace("%", "%%"), default=argparse.SUPPRESS,
+                            metavar=kind.__name__)
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with")
     parser.add_argument("--test", metavar="RUN", help="run folder to test again")
     parser.add_argument("--split", default="test", choices=("val", "test", "submit"),
                         help="with --test: submit is what a benchmark's server scores")
     args = parser.parse_args(argv)
     args.given = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
+    # A trained run may be shown other data; what it is stays as it was.
+    free = ["device"] if args.resume else ["device", "tasks", "images", "clips", "features", "data"]
+    with reading("--test, --resume and --split"):
+        assert not (args.resume and args.test), "give one of --test and --resume"
+        assert args.test or args.split == "test", "--split needs --test RUN"
+        assert not (args.resume or args.test) or args.given.keys() <= set(free), \
+            f"all settings come from the run's folder: add at most {', '.join(map(flag, free))}"
     return Config(**args.given), args
 
 

@@ -9,14 +9,13 @@ size, a batch belongs to one task, only what the method's row opens is trained.
     python train.py --test out/vlpet-large           # load the adapter-only file, test again
     python -m pytest tests/test_train.py
 
-Read downwards: what is needed (setup), the loop (train), the test, the command line. What lies in a
-run folder: support/runs.py.
+Read downwards: what is needed, the loop, the test, the command line. Run folders: support/runs.py.
 """
 import json
-import os
+import math
 import time
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -27,12 +26,12 @@ import config as configs
 import data
 import methods
 from answers import AnswerHead
-from config import WORLD, Config, task_list
+from config import WORLD, Config, shows_clips, task_list
 from data import TASKS, Example
 from model import VLModel, vocabulary
 from support import features, published_lm, resume, runs, submit, weights
 from support.gate import BadInput, program, reading
-from support.runs import Run
+from support.runs import ADAPTER, Run
 from support.tokenizer import load_tokenizer
 from world import moving, scenes
 
@@ -92,12 +91,17 @@ def setup(config: Config, held: weights.Tensors | None = None,
     identity = runs.identity(lm, config, method)            # before anything is installed in it
     with reading(f"--method {config.method} --set {config.set}"):
         model.install(method, tuple(tasks))
-    model.to(runs.device_of(config))
-    return Run(config, model, load_tokenizer(config.lm), packed, identity)
+    run = Run(config, model, load_tokenizer(config.lm), packed, identity)
+    model.to(run.device)
+    return run
 
 
 def load_split(config: Config, split: str) -> Examples:
     """The examples of every task; of split submit, of the tasks that have one."""
+    if config.data == WORLD:                                # written where it is missing
+        scenes.write(WORLD)
+        if shows_clips(config):
+            moving.write(WORLD)
     examples = {}
     for task in task_list(config):
         try:
@@ -106,24 +110,25 @@ def load_split(config: Config, split: str) -> Examples:
             if split != "submit":
                 raise
             print(f"{task} is left out: {why}")
-        else:
-            if config.control == "no-subtitles":
-                examples[task] = [replace(ex, context="") for ex in examples[task]]
     with reading(config.data):
         assert examples, "no task has questions to submit answers for"
+    if config.control == "no-subtitles":
+        for task, found in examples.items():
+            examples[task] = [replace(example, context="") for example in found]
     return examples
 
 
-def check_texts(run: Run, examples: Examples) -> None:
-    """The longest text of each task must fit: better said now than in the middle of training."""
-    c, config = run.model.lm.config, run.config
+def check_examples(run: Run, examples: Examples) -> None:
+    """Every picture must be there, the longest texts must fit: better said now than in training."""
+    config, c = run.config, run.model.lm.config
+    room = c.positions - c.unused if c.positions else math.inf              # T5's are relative
+    features.check_pictures(config, examples, run.features)
     for task, found in examples.items():
         for example in max(found, key=lambda ex: len(ex.text)), max(found, key=data.length):
             with reading(task, example.id):
-                ids = data.text_ids(example, run.tokenizer, config.task_names)
-                room = c.positions - c.unused if c.positions else len(ids)      # T5's are relative
-                assert len(ids) <= room, (f"its text takes {len(ids)} tokens, and {config.lm} has "
-                                          f"{room} positions: take another --lm")
+                length = len(data.text_ids(example, run.tokenizer, config.task_names))
+                assert length <= room, \
+                    f"its text takes {length} tokens of {room} positions: take another --lm"
 
 
 # ------------------------------------------------------------------------------- the loop
@@ -163,6 +168,14 @@ def total_steps(config: Config, examples: Examples) -> int:
     return config.steps or config.epochs * data.steps_per_epoch(examples, config.batch)
 
 
+def check_finite(step: int, asked: list[Example], loss: Tensor, norm: Tensor) -> None:
+    """NaN would reach every weight: better stop before the step. last/ stays good."""
+    with reading(f"step {step}, {asked[0].task}"):
+        assert norm.isfinite(), (
+            f"the loss is {loss:.3g}, its gradient's norm {norm:.3g}: try a smaller --lr, or look "
+            f"at the features of {[ex.id for ex in asked]!s:.300}")
+
+
 def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again: bool) -> None:
     """Leaves in adapter.safetensors what was trained: last epoch or best one (--keep)."""
     # The model is in place. Now its optimiser, and where an interrupted run was.
@@ -173,7 +186,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
         step = resume.load_last(run, optimizer, total, log)
     else:
         resume.save_last(run, optimizer, step, log)
-        runs.save_config(run)                               # from now on it can be resumed
+        runs.save_json(run.folder / "config.json", asdict(config))      # now it can be resumed
     log.open(step)
     bar = tqdm(total=total, initial=step, desc=f"train {config.method}")
 
@@ -189,7 +202,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
             break
         model.train()                                       # frozen layers keep their dropout
         plan = list(data.batches(examples, config.batch, epoch, config.seed))
-        stop.hold()                                         # a signal waits for the end of a step
+        stop.held = True                                    # a signal waits for the end of a step
         for task, chosen in plan[done:done + total - step]:     # behind a resume: what is left
 
             # schedule: linear warm-up, then linear to zero
@@ -197,7 +210,8 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
                 group["lr"] = learning_rate(step, total, config)
 
             # fetch: a batch belongs to one task; its answers are drawn by (seed, epoch, question)
-            batch = collate(run, [examples[task][i] for i in chosen], (config.seed, epoch))
+            asked = [examples[task][i] for i in chosen]
+            batch = collate(run, asked, (config.seed, epoch))
 
             # forward
             with autocast(run):
@@ -208,7 +222,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
 
             # clip: a fresh visual embedding can make a first gradient huge
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-            check_finite(run, step + 1, task, [examples[task][i].id for i in chosen], loss, norm)
+            check_finite(step + 1, asked, loss, norm)
 
             # step; gradients are dropped, not zeroed, so that modules of idle tasks stand still
             optimizer.step()
@@ -222,7 +236,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
                 line = {"step": step, "epoch": epoch, "lr": optimizer.param_groups[0]["lr"],
                         "grad_norm": norm.item(), "loss": log.means()}
                 log.put(line)
-                bar.set_postfix({name: f"{mean:.2f}" for name, mean in line["loss"].items()})
+                bar.set_postfix(line["loss"])
 
             # save, here or, behind an epoch or a signal, outside the loop
             if stop.asked:
@@ -233,16 +247,6 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
         stop.release()
     bar.close()
     runs.finish(run, log.scores)
-
-
-def check_finite(run: Run, step: int, task: str, ids: list, loss: Tensor, norm: Tensor) -> None:
-    """A loss or gradient that is no number would make every weight NaN: better stop before the
-    step. What was saved last stays good."""
-    with reading(f"step {step}, {task}"):
-        assert norm.isfinite(), (
-            f"the loss is {loss:.3g} and its gradient's norm {norm:.3g}, on the examples "
-            f"{str(ids)[:300]}: look at their features, or try a smaller --lr or --clip-norm, or "
-            f"--precision fp32; {run.folder / 'last'} holds the last good state")
 
 
 # ------------------------------------------------------------------------------- the test
@@ -291,73 +295,57 @@ def test(run: Run, examples: Examples, split: str = "test") -> dict:
         answers = predict(run, asked)
         if split != "submit":
             results[task] = TASKS[task].metric(answers, asked)
-        keep_answers(run, task, split, answers, asked)
+        try:
+            keep_answers(run, task, split, answers, asked)
+        except (BadInput, OSError) as why:                  # ids of one's own, a full disk
+            print(f"answers are not kept: {why}")           # the scores are not lost
     if results:
-        results["average"] = runs.average(results)
+        best = headlines(results).values()
+        results["average"] = sum(best) / len(best)
     return results
 
 
 def keep_answers(run: Run, task: str, split: str, answers: list[str],
                  asked: list[Example]) -> None:
-    """predictions/ and submissions/; where they cannot be written, the scores are not lost."""
-    told, form = [{"id": ex.id, "answer": a} for ex, a in zip(asked, answers)], TASKS[task].submit
-    try:
-        name = submit.plain_name(task, split)
-        runs.save_json(run.folder / "predictions" / f"{name}.json", told)
-        if form is not None:
-            path = run.folder / "submissions" / form.name(task, split)
-            submit.write(task, form, answers, asked, path)
-    except BadInput as why:                      # a data set of one's own may have other ids
-        print(f"no submission file was written: {why}")
-    except OSError as why:
-        print(f"the answers are not kept: {why}")
+    """predictions/, and submissions/ as the task's server takes it."""
+    path = run.folder / "predictions" / f"{submit.plain_name(task, split)}.json"
+    runs.save_json(path, [{"id": ex.id, "answer": a} for ex, a in zip(asked, answers)])
+    form = TASKS[task].submit
+    if form is not None:
+        path = run.folder / "submissions" / form.name(task, split)
+        submit.write(task, form, answers, asked, path)
+
+
+def headlines(results: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Of each task, the score that counts: its metric's first."""
+    return {task: next(iter(scores.values())) for task, scores in results.items()}
 
 
 def validate(run: Run, examples: Examples) -> dict:
     """{"validation": a headline a task, "mean": their mean}."""
-    headlines = {}
-    for task, asked in examples.items():
-        scores = TASKS[task].metric(predict(run, asked), asked)
-        headlines[task] = next(iter(scores.values()))
-    return {"validation": headlines, "mean": sum(headlines.values()) / len(headlines)}
+    found = headlines({task: TASKS[task].metric(predict(run, asked), asked)
+                       for task, asked in examples.items()})
+    return {"validation": found, "mean": sum(found.values()) / len(found)}
 
 
 # ------------------------------------------------------------------------------- command line
 
-def announce(run: Run, examples: Examples, counts: list) -> None:
+def announce(run: Run, examples: Examples) -> None:
     """What is about to be trained, for how long; and what a user would wonder about later."""
-    config = run.config
-    default = configs.recipe(config, run.model.lm.config.is_t5)
-    settings = []
-    for name, value in default.items():
-        own = getattr(config, name)
-        settings.append(f"{name} {own}" if own == value else f"{name} {own} (recipe {value})")
-    changed = f" with {config.set}" if config.set else ""
-    print(f"{config.method}{changed}: {', '.join(settings)}")
+    config, size = run.config, run.config.batch
+    row = f"{config.method} {config.set}".rstrip()
+    print(f"{row}: lr {config.lr}, batch {size}, task names {config.task_names}")
     print(f"{'part':18}{'trainable':>12}{'total':>12}{'%':>9}")
-    for part, trainable, total in counts:
+    for part, trainable, total in run.model.counts():
         print(f"{part:18}{trainable:12,}{total:12,}{100 * trainable / max(1, total):9.4f}")
-    if not examples:
-        return
-    steps, total = data.steps_per_epoch(examples, config.batch), total_steps(config, examples)
-    sizes = ", ".join(f"{task} {len(found):,}" for task, found in examples.items())
-    print(f"examples: {sizes}; {steps:,} steps an epoch, {total:,} in all")
-    if 0 < total < 100:
-        print(f"{total} steps are too few to learn from: give --steps, --epochs or a smaller "
-              "--batch")
     for task, found in examples.items():
-        size = data.batch_size(task, config.batch)
-        if size > len(found) / 10:
-            print(f"a batch of {task} ({size}) is more than a tenth of its {len(found)} examples: "
-                  "a smaller --batch makes more steps of them")
-
-
-def write_world(config: Config) -> None:
-    """The built-in data, where it is asked for and missing."""
-    if config.data == WORLD:
-        scenes.write(WORLD)
-        if configs.shows_clips(config):
-            moving.write(WORLD)
+        each = data.batch_size(task, size)
+        more = " (more than a tenth: try a smaller --batch)" if each > len(found) / 10 else ""
+        print(f"{task}: {len(found):,} examples, {each} a batch{more}")
+    if examples:
+        total = total_steps(config, examples)
+        more = ", too few to learn from: give --steps or --epochs" if 0 < total < 100 else ""
+        print(f"{data.steps_per_epoch(examples, size):,} steps an epoch, {total:,} in all{more}")
 
 
 def load_tests(config: Config, split: str) -> tuple[Examples, str]:
@@ -365,105 +353,68 @@ def load_tests(config: Config, split: str) -> tuple[Examples, str]:
     try:
         return load_split(config, split), split
     except data.Unanswered as why:
-        print(f"{why} The validation split is scored instead; what their server scores comes from "
-              f"python train.py --test {config.out} --split submit")
+        print(f"{why} The validation split is scored instead; for their server: --split submit")
         return load_split(config, "val"), "val"
 
 
-def check_examples(run: Run, *splits: Examples) -> None:
-    for examples in splits:
-        features.check_pictures(run.config, examples, run.features)
-        check_texts(run, examples)
-
-
-def train_run(config: Config, again: bool = False, chosen: bool = True) -> dict:
+def train_run(config: Config, again: bool = False) -> dict:
     """Trains, then tests. No run folder is made before all annotations are read, all pictures found
-    and the model is built. chosen: the folder's name was given, no other will do."""
+    and the model is built."""
     started, vals = time.time(), {}
-    write_world(config)
+    resume.check_folder(config.out, again)
     examples = load_split(config, "train")
     if total_steps(config, examples) > data.steps_per_epoch(examples, config.batch):
         vals = load_split(config, "val")                    # several epochs: a score behind each
     tests, split = load_tests(config, "test")
     run = setup(config, choices=runs.choices(config, examples))
-    check_examples(run, examples, vals, tests)
+    for some in examples, vals, tests:
+        check_examples(run, some)
     run.identity |= {"training data": runs.data_identity(examples),
                      "features of the first examples": runs.features_identity(run, examples),
                      f"{split} data": runs.data_identity(tests)}
-    counts = run.model.counts()
-    announce(run, examples, counts)
-    if not again and config.init:
+    announce(run, examples)
+    if config.init and not again:
         runs.begin_with(run)
-    if not chosen:
-        run.config = resume.free_name(config)
-    with resume.alone(run.folder, again), resume.Stop(run.folder) as stop:
+    if not config.out:
+        run.config = resume.take_folder(config)
+    with resume.alone(run.folder, again) as stop:
         train(run, examples, vals, stop, again)
-        results, seconds = test(run, tests, split), time.time() - started
-        runs.save_results(run, results, counts, seconds, split)
-    print(runs.report(run, results, counts, seconds, split))
+        results = test(run, tests, split)
+        runs.report(run, results, split, time.time() - started, save=True)
     return results
 
 
 def test_run(config: Config, split: str = "test", given: Iterable[str] = ()) -> dict:
     """Tests what a run trained, as it was then. given: settings that are not the run's own."""
-    started, adapter = time.time(), Path(config.out) / "adapter.safetensors"
+    started, adapter = time.time(), Path(config.out) / ADAPTER
+    with reading(config.out):
+        assert adapter.exists(), "this run is not finished: go on with python train.py --resume RUN"
     held = runs.read(adapter)
-    write_world(config)
     tests, split = load_tests(config, split)
     run = setup(config, held)
     check_examples(run, tests)
     if not {"data", "tasks"} & set(given):
         run.identity[f"{split} data"] = runs.data_identity(tests)
-    runs.load_trained(run, held, adapter, ("device", *given))
-    counts = run.model.counts()
-    announce(run, {}, counts)
-    run.config = replace(config, out=test_folder(config))
+    runs.load_trained(run, held, adapter, tuple(given))
+    announce(run, {})
+    if not (run.folder / "last").is_dir():                  # a shipped run stays as it is
+        run.config = replace(config, out=f"out/{run.folder.name}")
     results = test(run, tests, split)
+    print(f"answers are in {run.folder}")
     if results:
-        print(runs.report(run, results, counts, time.time() - started, split))
-    else:
-        print(f"answers without scores are in {run.folder / 'submissions'}")
+        runs.report(run, results, split, time.time() - started)
     return results
-
-
-def test_folder(config: Config) -> str:
-    """Where --test writes: into the run's folder; of a shipped run, which has no last/, beside."""
-    out = Path(config.out)
-    if (out / "last").is_dir():
-        return config.out
-    print(f"answers are written to out/{out.name}")
-    return f"out/{out.name}"
 
 
 @program
 def main(argv: list[str] | None = None) -> None:
     config, args = configs.parse(argv)
-    old, given = args.resume or args.test, args.given.keys()
-    # A trained run may be shown other data; what it is stays as it was.
-    free = {"device"} if args.resume else {"device", "tasks", "images", "clips", "features", "data"}
-    with reading("--test, --resume and --split"):
-        assert not (args.resume and args.test) and (not old or given <= free), (
-            "all settings come from the run's folder: give one of --test and --resume, and beside "
-            f"it at most {', '.join(map(configs.flag, sorted(free)))}")
-        assert args.test or args.split == "test", \
-            "--split needs --test RUN: training ends with a test of split test"
-    if old:
-        config = runs.read_config(old, **args.given)
-    else:
-        config = configs.resolve(config)
-    with reading(config.out):
-        places = Path(config.out).absolute().parents if not old else [Path(config.out)]
-        home = next(place for place in places if place.exists())
-        assert args.test or home.is_dir() and os.access(home, os.W_OK), \
-            f"{home} is a file or cannot be written to: name another --out"
-        assert old or resume.is_free(Path(config.out)), (
-            f"it exists: name another --out, delete it, or go on with --resume {config.out}")
-        assert not args.test or (Path(config.out) / "adapter.safetensors").exists(), \
-            f"this run is not finished: go on with python train.py --resume {old}"
     if args.test:
-        test_run(config, args.split, given)
+        test_run(runs.read_config(args.test, **args.given), args.split, args.given)
+    elif args.resume:
+        train_run(runs.read_config(args.resume, **args.given), again=True)
     else:
-        train_run(config, bool(args.resume), bool(old) or "out" in given)
+        train_run(configs.resolve(config))
 
 
 if __name__ == "__main__":

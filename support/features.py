@@ -387,17 +387,6 @@ def sources(features: dict[str, Features | Pixels]) -> dict[str, dict]:
     return {kind: found[kind] for kind in (PICTURES, CLIPS) if kind in found}
 
 
-def check_same(metadata: dict[str, str], features: dict[str, Features | Pixels], hint: str) -> None:
-    """A run must be shown what it was trained on. metadata: of its adapter file."""
-    with reading("features"):
-        before = json.loads(metadata.get("features", "{}"))
-        for kind, now in sources(features).items():
-            assert kind in before, f"this run was trained without {kind}: ask it about others"
-            for key in "clip", "resize", "width":
-                assert before[kind].get(key) in (None, now.get(key)), \
-                    f"this run saw {kind} through another CLIP ({key} {before[kind][key]}): {hint}"
-
-
 def check_pictures(config, examples: dict[str, list], features: dict[str, Features | Pixels]):
     """Every picture and clip that an example names must have features."""
     for task, found in examples.items():

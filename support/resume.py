@@ -1,6 +1,6 @@
 """How does a run survive interruptions, and go on exactly where it was?
 
-    with alone(folder, again), Stop(folder) as stop:
+    with alone(folder, again) as stop:
         step = load_last(run, optimizer, total, log)
         ...
         save_last(run, optimizer, step, log)
@@ -18,14 +18,14 @@ import shutil
 import signal
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-import config as configs
 from config import Config
 from support import runs, weights
 from support.gate import BadInput, lock, reading, replace_file
@@ -33,96 +33,95 @@ from support.runs import Run
 
 # ------------------------------------------------------------------------------- one at a time
 
-def is_free(folder: Path) -> bool:
-    """Nothing is there, or what a run left that was killed before it wrote its config.json."""
-    if not folder.exists():
-        return True
-    return all(path.name == "last" or path.name.startswith(".") for path in folder.iterdir())
+def check_folder(out: str, again: bool) -> None:
+    """A run folder can be written, and that of a new run (not `again`) is free: in it is nothing,
+    or what a run left that was killed before it wrote its config.json."""
+    folder = Path(out or "out").absolute()                 # "": one will be chosen there
+    home = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    with reading(folder):
+        assert home.is_dir() and os.access(home, os.W_OK), \
+            f"{home} is a file or cannot be written to: name another --out"
+        left = [path for path in folder.glob("[!.]*") if path.name != "last"]
+        assert again or not out or not left, \
+            f"it exists: name another --out, delete it, or go on with --resume {out}"
 
 
-def free_name(config: Config) -> Config:
-    """Takes the first default name that is free by making the folder: two runs get two."""
-    while True:
-        try:
-            Path(config.out).mkdir(parents=True)
-            return config
-        except FileExistsError:
-            config = replace(config, out=configs.free_folder(config))
-
-
-@contextmanager
-def alone(folder: Path, again: bool) -> Iterator[None]:
-    """Holds a run folder: one process a run, a new one (not `again`) in a free folder.
-
-    A killed owner lets go, and what it left half-written is removed.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        with reading(folder):
-            assert lock(file), "another process is at work on this run: wait for it, or stop it"
-            assert again or is_free(folder), \
-                f"it exists: name another --out, delete it, or go on with --resume {folder}"
-        for path in folder.rglob(".*.tmp"):
-            path.unlink()
-        if not again:
-            shutil.rmtree(folder / "last", ignore_errors=True)
-        yield
+def take_folder(config: Config) -> Config:
+    """out/<method>-<control>, or with the first number behind it that is free. It is taken by being
+    made: two runs get two."""
+    name = "-".join(filter(None, (f"out/{config.method}", config.control)))
+    for number in count(1):
+        out = name if number == 1 else f"{name}-{number}"
+        with suppress(FileExistsError):
+            Path(out).mkdir(parents=True)
+            return replace(config, out=out)
 
 
 class Stop:
     """SIGTERM and Ctrl-C end a run with a sentence, and one step is lost at most.
 
-    Between `hold` and `release` they are noted in `asked`: the loop ends its step and saves. All
-    other work is cut short, because the state before it is saved. Who asks twice is obeyed.
+    While `held` they are noted in `asked`: the loop ends its step and saves. All other work is cut
+    short, because the state before it is saved. Who asks twice is obeyed.
     """
 
-    def __init__(self, folder: Path):
-        self.folder, self.asked, self.held = folder, False, False
-
-    def __enter__(self) -> "Stop":
-        self.before = {kind: signal.signal(kind, self.ask)
-                       for kind in (signal.SIGINT, signal.SIGTERM)}
-        return self
+    def __init__(self):
+        self.asked = self.held = False
 
     def ask(self, kind: int, frame: object) -> None:
         if self.asked or not self.held:
             raise KeyboardInterrupt
         self.asked = True
 
-    def hold(self) -> None:
-        self.held = True
-
     def release(self) -> None:
         self.held = False
         if self.asked:
             raise KeyboardInterrupt
 
-    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-        if kind is KeyboardInterrupt:
-            raise BadInput(f"stopped: go on with python train.py --resume {self.folder}") from None
+
+@contextmanager
+def alone(folder: Path, again: bool) -> Iterator[Stop]:
+    """Holds a run folder: one process a run, a new one (not `again`) in a free folder.
+
+    A killed owner lets go, and what it left half-written is removed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    stop = Stop()
+    with open(folder / ".lock", "w") as file:
+        with reading(folder):
+            assert lock(file), "another process is at work on this run: wait for it, or stop it"
+        check_folder(str(folder), again)
+        for path in folder.rglob(".*.tmp"):
+            path.unlink()
+        if not again:
+            shutil.rmtree(folder / "last", ignore_errors=True)
+        before = {kind: signal.signal(kind, stop.ask) for kind in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield stop
+        except KeyboardInterrupt:
+            raise BadInput(f"stopped: go on with python train.py --resume {folder}") from None
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
 
 
 # ------------------------------------------------------------------------------- the log
 
 class Log:
-    """log.jsonl: the mean loss of each task since the last line, every so many steps; the scores of
-    the validation."""
+    """log.jsonl: each task's mean loss since the last line; the scores of the validation."""
 
     def __init__(self, path: Path):
         self.path, self.losses = path, defaultdict(list)   # task -> losses not yet written
         self.scores = {}                                   # step -> mean of the validation scores
 
     def open(self, step: int) -> None:
-        """step: where the run begins or goes on; lines behind it are dropped, and half a line."""
+        """The run goes on behind this step: later lines are dropped, and half a line."""
         kept = []
-        if step:
-            with reading(self.path):
-                for text in self.path.read_text(encoding="utf-8").splitlines(True):
-                    if text.endswith("\n") and json.loads(text)["step"] <= step:
-                        kept.append(text)
-                        self.note(json.loads(text))
+        with reading(self.path):
+            text = self.path.read_text(encoding="utf-8") if step else ""
+            for line in text[:text.rfind("\n") + 1].splitlines(True):
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+                    self.note(json.loads(line))
         replace_file(self.path, "".join(kept))
 
     def note(self, line: dict) -> None:
@@ -147,8 +146,7 @@ class Log:
 # ------------------------------------------------------------------------------- exact resume
 
 def save_last(run: Run, optimizer: torch.optim.Optimizer, step: int, log: Log) -> None:
-    """last/: the whole state in one file. The one before it is kept until the next: a disk may
-    lie."""
+    """last/: the whole state in one file. The one before it is kept: a disk may lie."""
     tensors = {f"weight/{name}": tensor for name, tensor in run.model.trained().items()}
     for name, p in run.model.named_parameters():           # modules of idle tasks have no moments
         for kind, moment in optimizer.state.get(p, {}).items():
@@ -175,7 +173,7 @@ def load_last(run: Run, optimizer: torch.optim.Optimizer, total: int, log: Log) 
             raise
         path, state = before, runs.read(before)
         print(f"{why}; the state before it is used")
-    runs.check_same(run, state, path, ("device",))
+    runs.check_same(run, state, path)
     found = defaultdict(dict)                              # weight, exp_avg, ... -> name -> tensor
     with reading(path):
         step = int(state.metadata["step"])
@@ -184,12 +182,12 @@ def load_last(run: Run, optimizer: torch.optim.Optimizer, total: int, log: Log) 
             kind, name = full.split("/", 1)
             found[kind][name] = state[full]
         weights.load(run.model.trained(), found["weight"], where=str(path))
-        for name, p in run.model.named_parameters():
-            for kind in found.keys() & {"step", "exp_avg", "exp_avg_sq"}:
-                if name in found[kind]:
-                    # AdamW counts its steps on the CPU, wherever the weights are.
-                    device = "cpu" if kind == "step" else p.device
-                    optimizer.state[p][kind] = found[kind][name].to(device)
+        parameters = dict(run.model.named_parameters())
+        for kind in found.keys() & {"step", "exp_avg", "exp_avg_sq"}:
+            for name, moment in found[kind].items():
+                # AdamW counts its steps on the CPU, wherever the weights are.
+                device = "cpu" if kind == "step" else run.device
+                optimizer.state[parameters[name]][kind] = moment.to(device)
         for task, losses in found["loss"].items():
             log.losses[task] = list(losses.to(run.device))
         torch.set_rng_state(found["random"]["cpu"])

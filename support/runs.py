@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -25,6 +25,8 @@ from config import Config
 from model import VLModel
 from support import features, weights
 from support.gate import fits, read_json, reading, replace_file
+
+ADAPTER, BEST = "adapter.safetensors", "last/best.safetensors"
 
 
 @dataclass
@@ -42,11 +44,7 @@ class Run:
 
     @property
     def device(self) -> str:
-        return device_of(self.config)
-
-
-def device_of(config: Config) -> str:
-    return config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return self.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def read_config(folder: str, **given) -> Config:
@@ -56,23 +54,15 @@ def read_config(folder: str, **given) -> Config:
     content = read_json(path)
     with reading(path):
         odd = content.keys() ^ {f.name for f in fields(Config)}
-        assert not odd, ("it is no configuration of this version: its fields should be those of "
-                         f"config.py, but differ in {', '.join(sorted(odd))}")
-        config = Config(**content)
-        moved = "data" in given and "features" not in given
-        assert not moved or config.features in ("", "none"), (
-            "--data beside --test: this run was trained on packed --features, so name the other "
-            "data's, too")
-    if "data" in given:
-        given = {"images": "", "clips": ""} | given
-    return configs.resolve(replace(config, out=folder, **given))
+        assert not odd, f"it is of another version, with other fields: {', '.join(sorted(odd))}"
+        if "data" in given:                         # other data, with its own pictures and clips
+            assert "features" in given or content["features"] in ("", "none"), \
+                "it was trained on packed --features: beside --data, name the other data's, too"
+            content |= {"images": "", "clips": ""}
+    return configs.resolve(Config(**content | {"out": folder} | given))
 
 
-def save_config(run: Run) -> None:
-    save_json(run.folder / "config.json", asdict(run.config))
-
-
-def save_json(path: Path, content) -> None:
+def save_json(path: Path, content: object) -> None:
     replace_file(path, json.dumps(content, indent=1) + "\n")
 
 
@@ -104,23 +94,20 @@ def read(path: Path) -> weights.Tensors:
 
 def digest(*parts: bytes) -> str:
     """16 hex digits that change with any of these bytes."""
-    whole = hashlib.sha256()
-    for part in parts:
-        whole.update(part)
-    return whole.hexdigest()[:16]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def digest_all(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
     """Of names, types, shapes and numbers, and of what the metadata says."""
-    parts = [json.dumps(metadata, sort_keys=True).encode()]
+    whole = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
-        parts.append(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        parts.append(tensor.flatten().view(torch.uint8).numpy())
-    return digest(*parts)
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.flatten().view(torch.uint8).numpy())
+    return whole.hexdigest()[:16]
 
 
-def adapter_config(held: weights.Tensors, path: Path) -> dict:
+def adapter_config(held: weights.Tensors, path: str | Path) -> dict:
     """The configuration of the run that wrote an adapter file."""
     with reading(path):
         return json.loads(held.metadata["config"])
@@ -132,7 +119,7 @@ def widths(held: weights.Tensors) -> list[int]:
     return [held.shape(name)[1] for name in names]
 
 
-def load_trained(run: Run, held: weights.Tensors, path: Path, free: tuple[str, ...]) -> None:
+def load_trained(run: Run, held: weights.Tensors, path: Path, free: tuple[str, ...] = ()) -> None:
     """Fills what the installed method trains from an adapter file, if all else is the same."""
     check_same(run, held, path, free)
     weights.load(run.model.trained(), held, where=str(path))
@@ -140,12 +127,12 @@ def load_trained(run: Run, held: weights.Tensors, path: Path, free: tuple[str, .
 
 def begin_with(run: Run) -> None:
     """--init: what the row trains begins as a run folder or an adapter file left it."""
-    path = Path(run.config.init)
+    path, trained = Path(run.config.init), run.model.trained()
     if path.is_dir():
-        path = path / "adapter.safetensors"
+        path = path / ADAPTER
     held = read(path)
-    before, trained = adapter_config(held, path), run.model.trained()
-    check_identity(run, held, path, ("language model", "tokenizer"))
+    check_same(run, held, path, only=("language model", "tokenizer"))
+    before = adapter_config(held, path)
     with reading(path):
         row = methods.row(before["method"], run.model.lm.config.is_t5, before["set"])
         assert row == run.model.method, (f"it was trained with --method {before['method']} --set "
@@ -171,7 +158,7 @@ def choices(config: Config, examples: dict[str, list]) -> dict[str, list[str]]:
 
 def begin_pretrained(model: VLModel, config: Config) -> None:
     """--pretrained: all but a frozen CLIP begins as a run of row full (V&L) left it."""
-    path = Path(config.pretrained) / "adapter.safetensors"
+    path = Path(config.pretrained) / ADAPTER
     held = read(path)
     before = adapter_config(held, path)
     with reading(f"--pretrained {config.pretrained}"):
@@ -184,41 +171,36 @@ def begin_pretrained(model: VLModel, config: Config) -> None:
     weights.load(started, held, where=str(path))
 
 
-def best_path(run: Run) -> Path:
-    return run.folder / "last" / "best.safetensors"
-
-
 def keep_best(run: Run, line: dict, scores: dict[int, float]) -> None:
-    """Keeps the weights of the epoch with the best mean of the validation scores. scores: means
-    that there were before."""
+    """Keeps the weights of the first epoch with the best mean of the validation scores, a line of
+    the log. scores: the means before."""
     if run.config.keep == "best" and line["mean"] > max(scores.values(), default=-math.inf):
-        write(run, best_path(run), run.model.trained(),
-              {"epoch": line["epoch"], "mean": line["mean"]})
+        more = {name: line[name] for name in ("epoch", "mean")}
+        write(run, run.folder / BEST, run.model.trained(), more)
 
 
 def finish(run: Run, scores: dict[int, float]) -> None:
-    """adapter.safetensors: what the last epoch left, or the first one with the best mean."""
-    path, found = best_path(run), {}
+    """adapter.safetensors: what the last epoch left, or the best one."""
+    path, more = run.folder / BEST, {}
     if run.config.keep == "best" and scores:
         held = read(path)
-        found = {name: held.metadata[name] for name in ("epoch", "mean")}
         with reading(path):
-            assert float(found["mean"]) == max(scores.values()), \
-                "it is not the best epoch of log.jsonl: train again"
+            more = {name: held.metadata[name] for name in ("epoch", "mean")}
+            assert float(more["mean"]) == max(scores.values()), "log.jsonl knows a better epoch"
         weights.load(run.model.trained(), held, where=str(path))
-        print(f"best mean of the validation scores: {float(found['mean']):.2f}, of epoch "
-              f"{int(found['epoch']) + 1}")
-    write(run, run.folder / "adapter.safetensors", run.model.trained(), found)
+        print(f"the best epoch is number {int(more['epoch']) + 1}: {float(more['mean']):.2f}")
+    write(run, run.folder / ADAPTER, run.model.trained(), more)
 
 
 # ------------------------------------------------------------------------------- still the same?
 
 # Settings that name a place: what is there is compared, not its name.
-PLACES = ("data", "images", "clips", "lm", "clip", "features", "pretrained", "init", "out")
+PLACES = ("data", "images", "clips", "lm", "clip", "features", "pretrained", "init", "out",
+          "device")
 
 
 def identity(lm: torch.nn.Module, config: Config, method: object) -> dict[str, str]:
-    """What a run's numbers depend on beside its settings; data is added by `data_identity`."""
+    """What a run's numbers depend on beside settings and features; see also `data_identity`."""
     names = "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"
     files = [Path(config.lm) / name for name in names]
     return {"language model": weights.fingerprint(lm), "its config.json": repr(lm.config),
@@ -240,56 +222,42 @@ def features_identity(run: Run, examples: dict[str, list]) -> str:
     return digest(*parts)
 
 
-def check_same(run: Run, held: weights.Tensors, path: Path, free: tuple[str, ...]) -> None:
-    """BadInput names what is not what it was when a file of this run was written. free: settings
-    that may differ."""
-    features.check_same(held.metadata, run.features,
-                        "give back the CLIP that it had, as --clip, or its features")
-    check_identity(run, held, path, tuple(run.identity))
-    before = adapter_config(held, path)
+def check_same(run: Run, held: weights.Tensors, path: Path, free: tuple[str, ...] = (),
+               only: tuple[str, ...] = ()) -> None:
+    """BadInput names what is not what it was when a file of a run was written. free: settings that
+    may differ; only: if given, all that is compared. What an older file does not say is passed."""
     with reading(path):
-        for name, now in asdict(run.config).items():
-            if name not in (*PLACES, *free) and name in before:
-                assert before[name] == now, (
-                    f"config.json has been changed: {name} was {before[name]!r}, now it is {now!r}")
-
-
-def check_identity(run: Run, held: weights.Tensors, path: Path, names: tuple[str, ...]) -> None:
-    with reading(path):
-        was = json.loads(held.metadata.get("identity", "{}"))
-        for name, now in run.identity.items():
-            if name in names:
-                assert was.get(name, now) == now, (
-                    f"the {name} changed since then ({was[name]:.300}, now {now:.300}): give back "
-                    "what it was trained with, or start a new run")
+        was, now, seen = {}, {}, json.loads(held.metadata.get("features", "{}"))
+        for kind, source in features.sources(run.features).items():
+            assert only or kind in seen, f"it was trained without {kind}: ask it about others"
+            for name in "clip", "resize", "width":
+                was[f"{name} of {kind}"] = seen.get(kind, {}).get(name)
+                now[f"{name} of {kind}"] = source.get(name)
+        was |= adapter_config(held, path) | json.loads(held.metadata.get("identity", "{}"))
+        now |= asdict(run.config) | run.identity
+        for name, value in now.items():
+            if name in (only or was) and name not in (*PLACES, *free):
+                assert was.get(name) in (None, value), (
+                    f"{name} was {was[name]!s:.300}, now it is {value!s:.300}: give back what it "
+                    "was trained with, or start a new run")
 
 
 # ------------------------------------------------------------------------------- results
 
-def average(results: dict[str, dict[str, float]]) -> float:
-    """Of the tasks' headlines, which come first."""
-    return sum(next(iter(scores.values())) for scores in results.values()) / len(results)
-
-
-def report(run: Run, results: dict, counts: list, seconds: float, split: str) -> str:
-    """The results as a table in Markdown."""
-    config, (_, trainable, total) = run.config, counts[-1]
-    name = config.method
-    for changed in (config.set, config.control):
-        if changed:
-            name += f" ({changed})"
+def report(run: Run, results: dict, split: str, seconds: float, save: bool = False) -> None:
+    """Prints the results as a table in Markdown; save: keeps them, too."""
+    config, (_, trainable, total) = run.config, run.model.counts()[-1]
     lines = ["| task | metric | score |", "|---|---|---|"]
     for task, scores in results.items():
         if task != "average":
             lines += [f"| {task} | {metric} | {value:.2f} |" for metric, value in scores.items()]
-    return "\n".join([
-        *lines, f"| **average** | headline metrics | **{results['average']:.2f}** |", "",
-        f"{name}: trained {trainable:,} of {total:,} parameters ({100 * trainable / total:.2f} %), "
-        f"seed {config.seed}, split {split}, {seconds:.0f} s"])
-
-
-def save_results(run: Run, results: dict, counts: list, seconds: float, split: str) -> None:
-    save_json(run.folder / "results.json", results | {
-        "trainable": counts[-1][1], "total": counts[-1][2], "seconds": round(seconds, 1),
-        "split": split})
-    replace_file(run.folder / "results.md", report(run, results, counts, seconds, split) + "\n")
+    changed = [f" ({text})" for text in (config.set, config.control) if text]
+    lines += [
+        f"| **average** | headline metrics | **{results['average']:.2f}** |", "",
+        f"{config.method}{''.join(changed)}: trained {trainable:,} of {total:,} parameters "
+        f"({100 * trainable / total:.2f} %), seed {config.seed}, split {split}, {seconds:.0f} s\n"]
+    print("\n".join(lines), end="")
+    if save:
+        save_json(run.folder / "results.json", results | {
+            "trainable": trainable, "total": total, "seconds": round(seconds, 1), "split": split})
+        replace_file(run.folder / "results.md", "\n".join(lines))

@@ -49,7 +49,7 @@ def write_models(root: Path) -> None:
     for kind, write in (("bart", pretrain_lm.write_bpe), ("t5", pretrain_lm.write_unigram)):
         (root / kind).mkdir(parents=True)
         write(root / kind, counts)
-        c = pretrain_lm.lm_config(kind, len(load_tokenizer(root / kind)))
+        c = pretrain_lm.lm_config(kind, len(load_tokenizer(root / kind)), positions=258)
         c = replace(c, d=32, heads=4, d_kv=8, ffn=32, layers=(1, 1))
         pretrain_lm.save_lm(t5.EncoderDecoder(c).init_weights(), kind, root / kind, {})
     (root / "clip").mkdir()

@@ -65,7 +65,7 @@ def test_errors_are_one_sentence(tmp_path, photo):
                         ([*photo, "--task", "nlvr", "x"], "nlvr needs --image 2 x"),
                         (["--task", "caption", "what?"], "needs no question"),
                         (["--clip", "weights/nowhere"], "nowhere"),
-                        (["--clip", str(tmp_path / "clip")], "CLIP that it had, as --clip"),
+                        (["--clip", str(tmp_path / "clip")], "clip of pictures was"),
                         (["--run", "nowhere"], "nowhere/config.json: No such file")):
         with pytest.raises(SystemExit, match=named) as error:
             ask.main(argv)
