@@ -30,6 +30,7 @@ GRID = 6                                                 # tokens a side for tun
 # OpenAI's towers. size, patch: pixels a side; layers: blocks, or bottlenecks of each stage.
 PRESETS = {
     "RN50": dict(width=64, layers=(3, 4, 6, 3), heads=32, size=224, out=1024),
+    "RN50x4": dict(width=80, layers=(4, 6, 10, 6), heads=40, size=288, out=640),
     "RN101": dict(width=64, layers=(3, 4, 23, 3), heads=32, size=224, out=512),
     "ViT-B/32": dict(width=768, layers=12, heads=12, patch=32, size=224, out=512),
     "ViT-B/16": dict(width=768, layers=12, heads=12, patch=16, size=224, out=512),
@@ -274,14 +275,31 @@ def rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def padded(image: Image.Image) -> Image.Image:
+    """CLIP-ViL's pictures keep their aspect: within 640 x 384 (upright ones and squares within
+    384 x 640), as large as fits, in the middle of black."""
+    short, long = min(image.size), max(image.size)
+    size, sides = (384, 384 * long // short), (384, 640)
+    if 384 * long > 640 * short:                         # a long one
+        size = max(1, round(640 * short / long)), 640
+    if image.width > image.height:
+        size, sides = size[::-1], sides[::-1]
+    canvas = Image.new("RGB", sides)
+    left, top = ((side - length + 1) // 2 for side, length in zip(sides, size))
+    canvas.paste(image.resize(size, Image.BILINEAR), (left, top))
+    return canvas
+
+
 def pixels(image: Image.Image, size: int, resize: str = "stretch") -> Tensor:
     """A picture -> (3, size, size), normalised as CLIP saw it.
 
     stretch: the whole picture, aspect not kept (the papers' features). crop: the short side to
-    `size`, then the centre (CLIP's own pre-processing).
+    `size`, then the centre (CLIP's own pre-processing). pad: CLIP-ViL's, `padded`, whatever `size`.
     """
     image = rgb(image)
-    if resize == "crop":
+    if resize == "pad":
+        image = padded(image)
+    elif resize == "crop":
         short = min(image.size)
         # Cut thin pictures first: 1 x 9,999 pixels would become 224 x 2,239,776 on the way. Whole
         # multiples of the short side are cut, so that the centre lies where it would have lain.
@@ -291,7 +309,7 @@ def pixels(image: Image.Image, size: int, resize: str = "stretch") -> Tensor:
         x, y = ((side - size) // 2 for side in image.size)
         image = image.crop((x, y, x + size, y + size))
     else:
-        assert resize == "stretch", f"resize is 'stretch' or 'crop', not {resize!r}"
+        assert resize == "stretch", f"resize is 'stretch', 'crop' or 'pad', not {resize!r}"
         image = image.resize((size, size), Image.BICUBIC)
     x = np.asarray(image, np.float32) / 255                                 # size, size, 3
     x = (x - np.float32(MEAN)) / np.float32(STD)

@@ -5,13 +5,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from golden_files import FOLDER
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import clip_encoder
 import methods
-import tiny
 import t5
+import tiny
+import train
 from answers import AnswerHead, spell
-from clip_encoder import ResNet
+from clip_encoder import ResNet, padded
 from model import VLModel
 from support import published_lm
 from support.published_clip import OPENAI_RESNET
@@ -242,3 +245,48 @@ def test_a_prompt_stands_before_the_state():
     first = memory.size(1) - asked.input_ids.size(1) - asked.feats.size(1)
     assert first == 5
     torch.testing.assert_close(model(asked), head(memory[:, 5]))
+
+
+def test_padded_pictures():
+    """Size, place and grid of CLIP-ViL's pictures: white where the picture is, black around."""
+    cases = json.loads((FOLDER / "clipvil_sizes.json").read_text())["cases"]
+    for case in cases:
+        picture = padded(Image.new("RGB", (case["width"], case["height"]), "white"))
+        left, top, right, bottom = case["pad_left_top_right_bottom"]
+        assert picture.size == tuple(case["padded"])
+        assert picture.getbbox() == (left, top, picture.width - right, picture.height - bottom)
+        assert [side // 32 for side in picture.size[::-1]] == case["grid_rows_columns"]
+
+
+def test_a_run_of_clip_vil(tmp_path, monkeypatch):
+    """From a checkpoint's folder to scores: its own tower, its grid, WordPiece, its answer head."""
+    tensors, about = load_file(FOLDER / "clipvil_pretrained.safetensors"), meta(
+        "clipvil_pretrained")
+    w, sizes = part(tensors, "w/"), about["flags"]["clip"]
+    for axis in "xy":                                # the golden tables are for smaller pictures
+        w[f"module.bert.encoder.visual_pos.{axis}_position_embedding.weight"] = torch.rand(25, 128)
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] ? is there a red star what color the".split()
+    (tmp_path / "lm").mkdir()
+    lm = folder_of(tmp_path / "lm", about["config"], w)
+    (lm / "vocab.txt").write_text("\n".join(words + [f"word{i}" for i in range(64 - len(words))]))
+    (lm / "all_ans.json").write_text(json.dumps([{"ans": str(i)} for i in range(7)]))
+    monkeypatch.setitem(clip_encoder.PRESETS, "tiny", dict(
+        width=sizes["width"], layers=tuple(sizes["layers"]), heads=2, size=sizes["res"],
+        out=sizes["embed"]))
+    world = tmp_path / "world"
+    (world / "images").mkdir(parents=True)
+    (world / "vqa").mkdir()
+    for name, size in (("wide", (90, 40)), ("square", (50, 50))):
+        Image.effect_noise(size, 50).convert("RGB").save(world / f"images/{name}.jpg")
+    questions = [{"question_id": i, "img_id": ("wide", "square")[i % 2],
+                  "sent": "is there a red star?", "label": {("yes", "no")[i % 2]: 1.0}}
+                 for i in range(10)]
+    for split in ("train", "nominival", "minival"):  # LXMERT's names
+        (world / f"vqa/{split}.json").write_text(json.dumps(questions))
+    train.main(["--data", str(world), "--lm", str(lm), "--clip", str(lm),
+                "--features", "none", "--answers", "yes", "--tasks", "vqa", "--method", "adapter",
+                "--set", "reduction=4", "--steps", "2", "--batch", "4", "--device", "cpu",
+                "--out", str(tmp_path / "run")])
+    held = published_lm.weights.read(tmp_path / "run/adapter.safetensors")
+    assert json.loads(held.metadata["answers"])["vqa"] == ["no", "yes"]
+    assert not {name for name in held if name.startswith(("clip.", "lm.grid", "lm.pooler"))}
