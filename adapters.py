@@ -113,7 +113,7 @@ class Kronecker(nn.Module):
         n, self.rank = add.n, add.rank
         assert d_in % n == 0 and d_out % n == 0, \
             f"{n} Kronecker terms must divide both widths, {d_in} and {d_out}"
-        self.R = None if add.shared else nn.Parameter(torch.empty(n, n, n).normal_(std=0.01))
+        self.R = None if add.shared_R else nn.Parameter(torch.empty(n, n, n).normal_(std=0.01))
         shapes = {"W": (d_in // n, d_out // n)}
         if self.rank:
             shapes = {"L": (d_in // n, self.rank), "U": (self.rank, d_out // n)}
@@ -415,7 +415,7 @@ class Add:
     reduction: int = 8
     n: int = 2                         # Kronecker terms
     rank: int = 0                      # of each; 0: full
-    shared: bool = False               # R is one for the whole model (n = 1: there is none)
+    shared_R: bool = False             # R is one for the whole model (n = 1: there is none)
     p: int = 8                         # width of the hypernetwork's c
     linear: bool = False               # f and the biases left out (LoRA)
     dropout: float = 0.0               # of z
@@ -465,7 +465,7 @@ class Method:
 
     def new_R(self, dtype: torch.dtype) -> nn.Parameter | None:
         """The one R (n, n, n) of the modules that share it."""
-        sharing = [add for add in self.at.values() if getattr(add, "shared", False)]
+        sharing = [add for add in self.at.values() if getattr(add, "shared_R", False)]
         found = {add.n for add in sharing if add.matrix == "kronecker" and add.n > 1}
         assert len(found) <= 1, "one R is for the whole model: n must be the same at all sites"
         for n in found:

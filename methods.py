@@ -38,7 +38,7 @@ def parts(is_t5: bool) -> dict[str, Add | Prompt]:
         "adapter-light": light,
         "compacter": replace(add, matrix="kronecker"),
         "compacter-light": replace(light, matrix="kronecker"),
-        "compacter-original": replace(add, matrix="kronecker", n=4, rank=1, shared=True),
+        "compacter-original": replace(add, matrix="kronecker", n=4, rank=1, shared_R=True),
         "hyperformer": Add(matrix="generated", std=0.01 if is_t5 else 0.02, std_tokens=tokens),
         "lora": lora,
         "dora": replace(lora, module=DoRA),
@@ -121,7 +121,7 @@ def methods(is_t5: bool) -> dict[str, Method]:
 COUNT, SOME = Number(0, whole=True), Number(1, whole=True)
 FIELDS = {
     "reads": {"h", "x"}, "matrix": {"dense", "kronecker", "generated", "none"},
-    "r": COUNT, "reduction": SOME, "n": SOME, "rank": COUNT, "shared": bool, "p": SOME,
+    "r": COUNT, "reduction": SOME, "n": SOME, "rank": COUNT, "shared_R": bool, "p": SOME,
     "linear": bool, "dropout": Number(0, 0.999), "scale": Number(), "alpha?": Number(),
     "gate?": {*GATES}, "g": COUNT, "s": Number(), "mean": {"real", "all"}, "std?": Number(0),
     "std_tokens": Number(0), "zero": bool, "per_task?": {"all", "down", "up"},
@@ -131,7 +131,7 @@ WANTS = {name.rstrip("?"): want for name, want in FIELDS.items()}
 
 # What a field needs beside it in order to mean anything: a change without effect is refused.
 NEEDS = {"p": ("matrix", "generated"), "g": ("gate", "large"), "mean": ("gate", "small"),
-         "reduction": ("r", 0)} | dict.fromkeys(("n", "rank", "shared"), ("matrix", "kronecker"))
+         "reduction": ("r", 0)} | dict.fromkeys(("n", "rank", "shared_R"), ("matrix", "kronecker"))
 
 
 def row(name: str, is_t5: bool, changes: str = "") -> Method:
@@ -213,7 +213,7 @@ def check_row(method: Method) -> None:
         if kind == "Prompt":
             assert whole, f"per_task of a prompt is {add.per_task!r}; it can be none or all"
             continue
-        plain = add.gate is None and add.s == 1 and not add.shared
+        plain = add.gate is None and add.s == 1 and not add.shared_R
         plain = plain and add.matrix in ("dense", "kronecker")
         assert add.module is not DoRA or (plain and whole and add.linear and add.reads == "x"), \
             "dora is for LoRA's linear update of x: start from row dora"

@@ -18,6 +18,7 @@ from torch import nn
 import adapters
 import model
 import methods
+from adapters import GATES
 from model import TASKS
 from support import weights
 from support.gate import BadInput
@@ -31,7 +32,7 @@ FIT = {"prompt": "length=3,mid=6", r"t5 compacter\+": "decoder.cross_attn.v.r=4"
 PAPERS = """frozen norms full bitfit adapter adapter-multiple adapter-half-shared compacter
     compacter-multiple compacter-original hyperformer lora lora-multiple dora ia3 prompt
     prompt-multiple""".split()
-for gate in adapters.GATES:
+for gate in GATES:
     PAPERS += [f"adapter+{gate}", f"compacter+{gate}", f"vlpet-{gate}"]
 PAPERS = {*PAPERS}
 
@@ -156,7 +157,8 @@ def test_the_table_has_every_row():
 
 
 # ------------------------------------------------------------------------------------ ownership
-# The papers' recipes: which parameters stand at which places, and what else is trained.
+# The papers' recipes: at which places modules stand, and what else is trained. (What the modules'
+# parameters are called, the golden files and the formulas below know.)
 
 STACKS = {"encoder": ("self_attn", "ffn"), "decoder": ("self_attn", "cross_attn", "ffn")}
 SUBLAYERS = [f"lm.{stack}.blocks.{i}.{sub}" for stack in STACKS for i in (0, 1)
@@ -164,22 +166,10 @@ SUBLAYERS = [f"lm.{stack}.blocks.{i}.{sub}" for stack in STACKS for i in (0, 1)
 ENCODER = [p for p in SUBLAYERS if "encoder" in p]
 ATTENTION, FFN = ([p for p in SUBLAYERS if p.endswith(end)] for end in ("attn", "ffn"))
 VALUE = [f"{p}.f.v" for p in SUBLAYERS if p.endswith("cross_attn")]
-AFFINE = [f"{part}.{w}" for part in ("down", "up") for w in ("weight", "bias")]
-DENSE, LORA = [f"net.{w}" for w in AFFINE], ["net.down.weight", "net.up.weight"]
-GATES = {"small": ["w.weight", "w.bias"], "middleX": ["w.weight", "w.bias"], "middleY": ["z"],
-         "large": DENSE}
 QV = [f"{p}.f.{w}" for p in ATTENTION for w in "qv"]
-RECIPES = {
-    "adapter": (SUBLAYERS, DENSE), "lora": (QV, LORA), "dora": (QV, [*LORA, "m"]),
-    **{name: (SUBLAYERS, [f"net.{part}.{w}" for part in ("down", "up") for w in (*own, "bias")])
-       for name, own in (("compacter", "RW"), ("compacter-original", "LU"), ("low-rank", "LU"))},
-    "ia3": ([f"{p}.f.{w}" for p in ATTENTION for w in "kv"] + [f"{p}.f.hidden" for p in FFN],
-            ["gate.z"]),
-    "prompt": (["lm.encoder"], ["E", *(f"{m}.{w}" for m in ("W1", "W2") for w in ("weight",
-                                                                                "bias"))]),
-}
-OPENS = {"full": "all", **dict.fromkeys(("bitfit", "lora", "dora"), "biases"), **dict.fromkeys(
-    ("norms", "adapter", "compacter", "compacter-original", "low-rank", "hyperformer"), "norms")}
+KV = [f"{p}.f.{w}" for p in ATTENTION for w in "kv"]
+PLACES = {"lora": QV, "dora": QV, "ia3": [*KV, *(f"{p}.f.hidden" for p in FFN)],
+          "prompt": ["lm.encoder"], **dict.fromkeys(("frozen", "norms", "full", "bitfit"), [])}
 
 
 def norms(kind, *stacks):
@@ -189,51 +179,37 @@ def norms(kind, *stacks):
     return {f"{p}.{w}" for p in found for w in ("weight", "bias")[:1 + (kind == "bart")]}
 
 
-def trainable(kind, name, K, everything):
-    """The names that a row trains, written from the recipes; of a row that is not the papers',
-    what it installs and opens."""
+def opened(kind, name, m):
+    """What a row trains of the language model; one that is not the papers', what it opens."""
+    family = name.split("-")[0]
     if name not in {*PAPERS, *OWN}:
-        m = build(kind, name, K)
-        opened = {n for open in m.method.open for n, p in m.named_parameters()
-                  if any(p is q for q in model.OPEN[open](m))}
-        return opened | {n for n in everything if ".tune." in n or n.startswith("visual.")}
-    family, shared, gate = re.fullmatch(
-        r"(compacter-original|low-rank|\w+)-?([a-z-]*)\+?(\w*)", name).groups()
-    opens = ("encoder.norms" if gate else OPENS.get(family)
-             if kind == "bart" or name in ("norms", "full") else None)
-    names = {"visual.image.weight"} | {
-        f"visual.{n}{w}" for n in ("feat", "box")
-        for w in (".weight", ".bias", "_norm.weight", "_norm.bias")[:3 + (kind == "bart")]}
-    names |= {
-        None: set(), "all": {n for n in everything if n.startswith("lm.")},
-        "norms": norms(kind, *STACKS), "encoder.norms": norms(kind, "encoder"),
-        "biases": {n for n in norms("bart", *STACKS) if n.endswith("bias")}
-        | {f"{p}.f.{w}.bias" for p in SUBLAYERS for w in (("wi", "wo") if p in FFN else "qkvo")},
-    }[opens]
-    at, own = RECIPES.get(family, ([], []))
-    if gate:
-        at = ENCODER + VALUE
-        names |= {f"{p}.tune.gate.{n}" for p in ENCODER for n in GATES[gate]}
-    if shared == "multiple":
-        own = [f"{task}.{n}" for task in TASKS[:K] for n in own]
-    elif shared:
-        half = "net.up." if shared.endswith("up") else "net.down."
-        own = [n.replace(half, f"{half}{task}.") for task in TASKS[:K] for n in own]
-    if name == "hyperformer":
-        names |= {f"hyper.tasks.{task}" for task in TASKS[:K]}
-        names |= {f"hyper.stacks.{stack}.{n}" for stack, subs in STACKS.items() for n in (
-            "layers", *(f"{m}.{w}" for w in ("weight", "bias") for m in (
-                "W1", "W2", "norm", *(f"make.{sub}.{i}" for sub in subs for i in range(4)))))}
-    names |= {"shared_R"} if family == "compacter-original" else set()
-    return names | {f"{p}.tune.{n}" for p in at for n in own}
+        return {n for open in m.method.open for n, p in m.named_parameters()
+                if any(p is q for q in model.OPEN[open](m))}
+    if name == "full":
+        return {n for n, _ in m.named_parameters() if n.startswith("lm.")}
+    if "+" in name:
+        return norms(kind, "encoder")
+    if family == "norms" or kind == "bart" and family in ("adapter", "compacter", "low",
+                                                          "hyperformer"):
+        return norms(kind, *STACKS)
+    if kind == "bart" and family in ("bitfit", "lora", "dora"):
+        return {n for n in norms("bart", *STACKS) if n.endswith("bias")} | {
+            f"{p}.f.{w}.bias" for p in SUBLAYERS for w in (("wi", "wo") if p in FFN else "qkvo")}
+    return set()
 
 
 @every_row
 def test_trainable_names(kind, name, K):
     m = build(kind, name, K)
-    names = [n for n, _ in m.named_parameters(remove_duplicate=False)]
     found = {n for n, p in m.named_parameters() if p.requires_grad}
-    assert found == trainable(kind, name, K, names) == m.trained().keys()
+    added = {n for n, _ in m.named_parameters()
+             if ".tune." in n or n.startswith(("visual.", "hyper.", "shared_R"))}
+    assert found == added | opened(kind, name, m) == m.trained().keys()
+    if name in {*PAPERS, *OWN}:
+        places = PLACES.get(name.split("-")[0], ENCODER + VALUE if "+" in name else SUBLAYERS)
+        assert {*m.installed} == {*places}
+        assert {n.split(".tune.")[0] for n in added if ".tune." in n} == (
+            set() if name == "hyperformer" else {*places})
     owners = [id(p) for _, p in m.named_parameters(remove_duplicate=False)]
     assert len(set(owners)) == len(owners)                    # one parameter, one name, one owner
     part = {part: counts for part, *counts in m.counts()}
@@ -337,8 +313,9 @@ def generated(w, task, path):
     c = affine(w, "W2", affine(w, "W1", e).clamp(min=0))
     c = (c - c.mean()) / ((c - c.mean()).square().mean() + 1e-6).sqrt()
     c = c * w["norm.weight"] + w["norm.bias"]
-    return {n: affine(w, f"make.{sub}.{j}", c).view(shape)
-            for j, (n, shape) in enumerate(zip(DENSE, ((4, 32), (4,), (32, 4), (32,))))}
+    shapes = {"down.weight": (4, 32), "down.bias": (4,), "up.weight": (32, 4), "up.bias": (32,)}
+    return {f"net.{n}": affine(w, f"make.{sub}.{j}", c).view(shapes[n])
+            for j, n in enumerate(shapes)}
 
 
 def oracle(kind, name, path, place, w, h, x, real):
@@ -411,7 +388,7 @@ def test_lora_drops_x_alone():
 @pytest.mark.parametrize("bias", [True, False])
 def test_kronecker(n, rank, shared, bias, monkeypatch):
     """Few tokens go through two small products, many through the matrix; both are the sum."""
-    add = adapters.Add(n=n, rank=rank, shared=shared)
+    add = adapters.Add(n=n, rank=rank, shared_R=shared)
     net = tiny.randomize(adapters.Kronecker(32, 8, add, bias=bias), std=1.0).double()
     w = dict(net.named_parameters())
     if shared and n > 1:
@@ -554,7 +531,7 @@ def test_saved_and_loaded(kind, name, K, tmp_path):
     b, path, m = tiny.mixed(kind, TASKS[:K]), tmp_path / "adapter.safetensors", build(kind, name, K)
     train(m, b, 2)
     weights.write(path, m.trained())
-    assert set(weights.read(path)) == trainable(kind, name, K, dict(m.named_parameters()))
+    assert weights.read(path).keys() == m.trained().keys()
     again = build(kind, name, K, seed=1)
     with torch.no_grad():
         want = m(b)
@@ -676,7 +653,7 @@ ERRORS = [
     ("prompt", "length=0", "'length' should be"),
     # Combinations that mean nothing, or would leave the row as it is.
     ("dora", "per_task=up", "dora is for LoRA's"), ("dora", "gate=middleY", "dora is for LoRA's"),
-    ("dora", "matrix=kronecker,shared=yes", "dora is for LoRA's"),
+    ("dora", "matrix=kronecker,shared_R=yes", "dora is for LoRA's"),
     ("hyperformer", "per_task=all", "one a task already"), ("hyperformer", "zero=yes", "zero out"),
     ("ia3", "gate=none", "has no down or up"), ("ia3", "per_task=down", "has no down or up"),
     ("prompt", "per_task=down", "per_task of a prompt is 'down'"),
