@@ -312,7 +312,11 @@ class VLModel(nn.Module):
         """The training loss: the cross-entropy of every target token, times the example's weight
         (data.loss_weights); or the answer head's, from the soft scores of its answers."""
         if self.answers:
-            return self.head(batch).loss(self(batch), batch.answers)
+            z, loss = self(batch), 0.0
+            for task, rows in self.context(batch.tasks, z.device).rows.items():
+                own = self.answers[task].loss(z[rows], batch.answers[rows])
+                loss = loss + own * len(rows) / len(z)   # the mean over examples
+            return loss
         return (token_loss(self(batch), batch.labels) * batch.weights[:, None]).sum()
 
     # ------------------------------------------------------------------------------- answers

@@ -37,7 +37,7 @@ for gate in GATES:
 PAPERS = {*PAPERS}
 
 EVERY = []
-for kind in tiny.KINDS:
+for kind in (*tiny.KINDS, "bert"):             # BERT: the encoder's half, and answer heads
     rows = methods.methods(kind == "t5") | {
         name: methods.row(base, kind == "t5", changes) for name, (base, changes) in OWN.items()}
     for name, method in rows.items():
@@ -46,6 +46,8 @@ for kind in tiny.KINDS:
         if not name.startswith("vlpet-"):      # adapter+G by another name, as is held below
             EVERY += [(kind, name, K) for K in ((1, 4) if by_task else (4,))]
 every_row = pytest.mark.parametrize("kind, name, K", EVERY)
+every_row_that_writes = pytest.mark.parametrize("kind, name, K", [
+    (kind, name, K) for kind, name, K in EVERY if kind != "bert"])
 every_paper_row = pytest.mark.parametrize("kind, name, K", [
     (kind, name, K) for kind, name, K in EVERY if name in {*PAPERS, *OWN}])
 every_row_by_task = pytest.mark.parametrize("kind, name", [
@@ -174,9 +176,10 @@ PLACES = {"lora": QV, "dora": QV, "ia3": [*KV, *(f"{p}.f.hidden" for p in FFN)],
 
 def norms(kind, *stacks):
     """A T5 stack ends with a norm and its norms have no bias; a BART stack begins with one."""
+    stacks = [stack for stack in stacks if f"{kind} {stack}" != "bert decoder"]
     found = [f"{p}.norm" for p in SUBLAYERS if p.split(".")[1] in stacks]
     found += [f"lm.{s}.{'norm' if kind == 't5' else 'embed_norm'}" for s in stacks]
-    return {f"{p}.{w}" for p in found for w in ("weight", "bias")[:1 + (kind == "bart")]}
+    return {f"{p}.{w}" for p in found for w in ("weight", "bias")[:1 + (kind != "t5")]}
 
 
 def opened(kind, name, m):
@@ -189,12 +192,14 @@ def opened(kind, name, m):
         return {n for n, _ in m.named_parameters() if n.startswith("lm.")}
     if "+" in name:
         return norms(kind, "encoder")
-    if family == "norms" or kind == "bart" and family in ("adapter", "compacter", "low",
+    if family == "norms" or kind != "t5" and family in ("adapter", "compacter", "low",
                                                           "hyperformer"):
         return norms(kind, *STACKS)
-    if kind == "bart" and family in ("bitfit", "lora", "dora"):
-        return {n for n in norms("bart", *STACKS) if n.endswith("bias")} | {
-            f"{p}.f.{w}.bias" for p in SUBLAYERS for w in (("wi", "wo") if p in FFN else "qkvo")}
+    if kind != "t5" and family in ("bitfit", "lora", "dora"):
+        there = [p for p in SUBLAYERS if kind == "bart" or p in ENCODER]
+        return {n for n in norms(kind, *STACKS) if n.endswith("bias")} | {
+            f"{p}.f.{w}.bias" for p in there for w in (("wi", "wo") if p in FFN else "qkvo")} | (
+            {"lm.pooler.bias"} if kind == "bert" else set())
     return set()
 
 
@@ -203,10 +208,12 @@ def test_trainable_names(kind, name, K):
     m = build(kind, name, K)
     found = {n for n, p in m.named_parameters() if p.requires_grad}
     added = {n for n, _ in m.named_parameters()
-             if ".tune." in n or n.startswith(("visual.", "hyper.", "shared_R"))}
+             if ".tune." in n or n.startswith(("visual.", "answers.", "hyper.", "shared_R"))}
     assert found == added | opened(kind, name, m) == m.trained().keys()
     if name in {*PAPERS, *OWN}:
         places = PLACES.get(name.split("-")[0], ENCODER + VALUE if "+" in name else SUBLAYERS)
+        if kind == "bert":
+            places = [p for p in places if "decoder" not in p]
         assert {*m.installed} == {*places}
         assert {n.split(".tune.")[0] for n in added if ".tune." in n} == (
             set() if name == "hyperformer" else {*places})
@@ -225,7 +232,7 @@ def test_trainable_names(kind, name, K):
 # "dialect row parameter" -> N(0, s), U(-bound, bound), zero or one; the first that fits holds.
 # (fan: 1 / sqrt(inputs), which is PyTorch's default and Kaiming's law with a = sqrt 5.)
 LAWS = [
-    (r"norm\.weight$", "one"), (r"norm\.bias$", "zero"),
+    (r"(norm|answers\.2)\.weight$", "one"), (r"norm\.bias$", "zero"),
     (r"hyper\.tasks", 1.0), (r"^t5 .*( E|layers|image\.weight)$", 1.0),
     (r"( E|layers|image\.weight)$", 0.02), (r" hyper\..*bias$", "zero"), (r"^t5 .* hyper\.", 0.01),
     (r"\WR$|_R$", 0.01), (r"^t5 \w+\+.* (gate\.)?(net\.up|[wz]$|w\.)", "zero"),
@@ -496,7 +503,9 @@ def test_training_and_removal(kind, name, K):
     m.remove()
     assert tiny.same_state(m.lm.state_dict(), base.state_dict())
     with torch.no_grad():
-        assert torch.equal(m.lm(b.input_ids, b.labels), base(b.input_ids, b.labels))
+        assert torch.equal(m.lm.encode(b.input_ids)[0], base.encode(b.input_ids)[0])
+        assert kind == "bert" or torch.equal(m.lm(b.input_ids, b.labels),
+                                             base(b.input_ids, b.labels))
     assert not any(p.requires_grad for p in m.parameters())
     m.requires_grad_(True)                                     # whatever was open before
     m.install(row(kind, name), TASKS[:K])
@@ -557,7 +566,9 @@ def test_bf16_is_finite(kind, name, K):
 # ------------------------------------------------------------------------------------ batches
 
 def decoded(m, b):
-    """Greedy and beams, as lists without the padding behind the end."""
+    """Greedy and beams, as lists without the padding behind the end; or what is chosen."""
+    if m.answers:
+        return [m(b).argmax(-1).tolist()]
     return [[[t for t in ids if t != m.lm.config.pad] for ids in
              m.generate(b, beams=beams, max_length=8, no_repeat_ngram=0).tolist()]
             for beams in (1, 3)]
@@ -575,15 +586,17 @@ def test_mixed_batch(kind, name, K):
             alone = m(tiny.part(b, [i], m.lm.config.pad))
             close(alone, together[[i], :alone.size(1)])
         for part, index in zip(parts, by_task):
-            close(m(part), together[index, :part.labels.size(1)])
+            close(m(part), together[index, :m(part).size(1)])
             assert decoded(m, part) == [[text[i] for i in index] for text in texts]
-    losses, params = sum(map(m.loss, parts)), [p for p in m.parameters() if p.requires_grad]
+    share = [len(index) / len(b.tasks) if kind == "bert" else 1 for index in by_task]
+    losses = sum(m.loss(part) * own for part, own in zip(parts, share))
+    params = [p for p in m.parameters() if p.requires_grad]
     close(loss, losses)
     for a, b in zip(*(torch.autograd.grad(out, params) for out in (loss, losses))):
         close(a, b, 1e-5 * max(1, b.abs().max().item()))
 
 
-@every_row
+@every_row_that_writes
 def test_decoder(kind, name, K):
     """No position depends on later tokens; step by step with a cache is the full forward."""
     m, b = awake(kind, name, K), tiny.mixed(kind, TASKS[:K])

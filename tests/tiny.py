@@ -7,12 +7,15 @@ import torch.nn.functional as F
 import adapters
 import data
 import t5
+from answers import AnswerHead
 from model import TASKS, VLModel, vocabulary
 
 KINDS, WIDTH = ("bart", "t5"), 12                                  # dialects, width of features
 
 
 def config(kind: str, **other) -> t5.Config:
+    if kind == "bert":
+        return t5.bert(32, 4, 48, 2, **dict(vocab=80, positions=66) | other)
     if kind == "bart":
         return t5.bart(32, 4, 48, 2, **dict(vocab=80, positions=66) | other)
     return t5.t5(32, 4, 48, 2, **dict(vocab=80, d_kv=6, buckets=8, max_distance=20) | other)
@@ -38,7 +41,10 @@ def model(kind: str, method: adapters.Method | None = None, seed: int = 0,
     """The same language model for every seed; what is trained is drawn from the seed."""
     backbone = lm(kind, **other)
     torch.manual_seed(seed)
-    m = VLModel(backbone, WIDTH).eval()
+    heads = {}
+    if kind == "bert":                                             # it chooses among five answers
+        heads = {task: AnswerHead(32, 1e-12, list("abcde"), "bce") for task in tasks}
+    m = VLModel(backbone, WIDTH, answers=heads).eval()
     if method is not None:
         m.install(method, tasks)
     return m
@@ -57,6 +63,7 @@ def batch(kind: str, task: str = "vqa", size: int = 3, length: int = 7, tokens: 
     n = pictures * tokens
     return SimpleNamespace(
         tasks=(task,) * size, input_ids=ids, labels=labels, seen=None,
+        answers=torch.rand(size, 5, generator=torch.Generator().manual_seed(seed)),
         feats=torch.randn(size, n, WIDTH, generator=law), boxes=torch.rand(size, n, 4,
                                                                            generator=law),
         image_ids=torch.arange(pictures).repeat_interleave(tokens).expand(size, n),
@@ -78,7 +85,7 @@ def mixed(kind: str, tasks: tuple[str, ...] = TASKS, each: int = 2) -> SimpleNam
     parts = [batch(kind, task, each, 5 + i, seed=i) for i, task in enumerate(tasks)]
     order = torch.randperm(each * len(tasks), generator=torch.Generator().manual_seed(0))
     fill = dict(input_ids=config(kind).pad, labels=-100, feats=3.0, boxes=0.5, image_ids=1,
-                order_ids=0, seen=False)
+                order_ids=0, seen=False, answers=0)
     for p in parts:
         p.seen = torch.ones(p.feats.shape[:2], dtype=torch.bool)
 
