@@ -286,11 +286,12 @@ def read_nlvr(split: str, paths: list[Path]) -> Iterator[dict]:
 
 def read_snli(split: str, paths: list[Path]) -> Iterator[dict]:
     """SNLI-VE's own lines: a hypothesis about a picture of Flickr30k."""
-    fields = {"pairID|question_id": (int, str), "Flickr30K_ID": str, "sentence2": str,
+    fields = {"pairID?": (int, str), "Flickr30K_ID": str, "sentence2": str,
               "gold_label": {"contradiction", "entailment", "neutral"}}
 
     def example(record: dict) -> dict:
         name, image, text, label = check(record, fields)
+        name = name or f"{image}: {text}"                # no two hypotheses about one are the same
         return dict(id=name, text=text.lower(), images=(image,), targets={label: 1.0})
     return records(paths, example, lines=True)
 

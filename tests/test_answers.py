@@ -8,7 +8,9 @@ from golden_files import FOLDER
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import answers
 import clip_encoder
+import data
 import methods
 import t5
 import tiny
@@ -17,6 +19,7 @@ from answers import AnswerHead, spell
 from clip_encoder import ResNet, padded
 from model import VLModel
 from support import published_lm
+from support.gate import BadInput
 from support.published_clip import OPENAI_RESNET
 
 FILES = sorted(path.stem for path in FOLDER.glob("clipvil_*.safetensors"))
@@ -205,12 +208,12 @@ def test_bert_as_transformers(kind, tmp_path):
 
 def test_counts():
     """The paper's 6.19, 5.43 and 4.31 % count CLIP and what is never used, too."""
-    for answers, trainable, total, percent in (
+    for count, trainable, total, percent in (
             (3129, 15_101_241, 124_673_081, 6.1944), (1842, 13_123_122, 122_694_962, 5.4274),
             (3, 10_296_579, 119_868_419, 4.3093)):
         with torch.device("meta"):
             c = t5.PRESETS["clip-vil"]
-            head = AnswerHead(c.d, c.eps, list(map(str, range(answers))), "bce")
+            head = AnswerHead(c.d, c.eps, list(map(str, range(count))), "bce")
             model = VLModel(t5.EncoderDecoder(c), 2560, answers={"vqa": head})
             counts = model.install(methods.row("adapter", False, "reduction=4"))
         assert counts[-1][1:] == (trainable, total)
@@ -290,3 +293,20 @@ def test_a_run_of_clip_vil(tmp_path, monkeypatch):
     held = published_lm.weights.read(tmp_path / "run/adapter.safetensors")
     assert json.loads(held.metadata["answers"])["vqa"] == ["no", "yes"]
     assert not {name for name in held if name.startswith(("clip.", "lm.grid", "lm.pooler"))}
+
+
+def test_snli(tmp_path):
+    """SNLI-VE's own lines; hypotheses in lower case, three answers in the official order."""
+    (tmp_path / "snli").mkdir()
+    lines = [{"pairID": f"1.jpg#{i}", "Flickr30K_ID": "1", "sentence2": "A Dog runs.",
+              "gold_label": label} for i, label in enumerate(("neutral", "entailment",
+                                                              "contradiction"))]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "snli/snli_ve_train.jsonl").write_text(text)
+    examples = data.load_examples("snli", "train", tmp_path)
+    assert [(ex.id, ex.text, ex.images) for ex in examples[:1]] == [
+        ("1.jpg#0", "a dog runs.", ("1",))]
+    assert answers.vocabulary(examples) == ["contradiction", "entailment", "neutral"]
+    (tmp_path / "snli/snli_ve_train.jsonl").write_text(text.replace("neutral", "-"))
+    with pytest.raises(BadInput, match="snli_ve_train.jsonl, record 0: 'gold_label' should be one"):
+        data.load_examples("snli", "train", tmp_path)
