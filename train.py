@@ -8,8 +8,6 @@ size, a batch belongs to one task, only what the method's row opens is trained.
     python train.py --resume out/vlpet-large         # go on after an interruption, exactly
     python train.py --test out/vlpet-large           # load the adapter-only file, test again
     python -m pytest tests/test_train.py
-
-Read downwards: what is needed, the loop, the test, the command line. Run folders: support/runs.py.
 """
 import json
 import math
@@ -332,9 +330,9 @@ def validate(run: Run, examples: Examples) -> dict:
 
 def announce(run: Run, examples: Examples) -> None:
     """What is about to be trained, for how long; and what a user would wonder about later."""
-    config, size = run.config, run.config.batch
-    row = f"{config.method} {config.set}".rstrip()
-    print(f"{row}: lr {config.lr}, batch {size}, task names {config.task_names}")
+    c, size = run.config, run.config.batch
+    print(f"{c.method} {c.set}".rstrip(), end=": ")
+    print(f"lr {c.lr}, batch {size}, task names {c.task_names}")
     print(f"{'part':18}{'trainable':>12}{'total':>12}{'%':>9}")
     for part, trainable, total in run.model.counts():
         print(f"{part:18}{trainable:12,}{total:12,}{100 * trainable / max(1, total):9.4f}")
@@ -343,7 +341,7 @@ def announce(run: Run, examples: Examples) -> None:
         more = " (more than a tenth: try a smaller --batch)" if each > len(found) / 10 else ""
         print(f"{task}: {len(found):,} examples, {each} a batch{more}")
     if examples:
-        total = total_steps(config, examples)
+        total = total_steps(c, examples)
         more = ", too few to learn from: give --steps or --epochs" if 0 < total < 100 else ""
         print(f"{data.steps_per_epoch(examples, size):,} steps an epoch, {total:,} in all{more}")
 
@@ -354,7 +352,7 @@ def load_tests(config: Config, split: str) -> tuple[Examples, str]:
         return load_split(config, split), split
     except data.Unanswered as why:
         print(f"{why} The validation split is scored instead; for their server: --split submit")
-        return load_split(config, "val"), "val"
+    return load_split(config, "val"), "val"
 
 
 def train_run(config: Config, again: bool = False) -> dict:
