@@ -93,6 +93,7 @@ def transplant(head: AnswerHead, old: Mapping[str, Tensor], answers: list[str]) 
         new = old[name]
         if name.startswith("3."):
             new = new[rows] * known.view(-1, *[1] * (new.dim() - 1))
+        assert new.isfinite().all(), f"{name} of the head holds NaN or inf"
         assert p.shape == new.shape, f"{name} {tuple(new.shape)} does not fit {tuple(p.shape)}"
         p.copy_(new)
     return int(known.sum())

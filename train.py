@@ -49,7 +49,10 @@ def setup(config: Config, held: weights.Tensors | None = None,
     """
     # The language model is frozen. Without a decoder, its answers are chosen.
     lm = published_lm.load_lm(config.lm, config.dropout, writes=not config.answers)
+    tokenizer = load_tokenizer(config.lm)
     with reading(config.lm):
+        assert len(tokenizer) <= lm.config.vocab, (
+            f"its tokeniser has ids up to {len(tokenizer) - 1}, its weights {lm.config.vocab} rows")
         assert lm.grid is None or config.boxes == "grid" and not config.train_clip, \
             "CLIP-ViL's grid needs --boxes grid, and --train-clip no"
 
@@ -89,7 +92,7 @@ def setup(config: Config, held: weights.Tensors | None = None,
     identity = runs.identity(lm, config, method)            # before anything is installed in it
     with reading(f"--method {config.method} --set {config.set}"):
         model.install(method, tuple(tasks))
-    run = Run(config, model, load_tokenizer(config.lm), packed, identity)
+    run = Run(config, model, tokenizer, packed, identity)
     model.to(run.device)
     return run
 

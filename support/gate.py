@@ -56,7 +56,8 @@ def reading(path: str | Path, record: int | str | None = None) -> Iterator[None]
         said = " ".join(str(error).split()) or f"it cannot be read ({type(error).__name__})"
         if isinstance(error, KeyError):
             said = f"field {said} is missing"
-        raise BadInput(f"{where}: {said}") from error
+        # A damaged file can quote ten thousand letters of itself.
+        raise BadInput(f"{where:.500}: {said:.1000}") from error
 
 
 # ------------------------------------------------------------------------------------ the check

@@ -163,6 +163,8 @@ def read_hdf5(path: Path) -> np.ndarray:
     import h5py                                          # needed for nothing else
     with h5py.File(path) as file:
         x = file[f"{path.stem}/features"]
+        assert x.file == file and not x.external and not x.is_virtual, \
+            "its features lie in another file"
         most = 1100 * path.stat().st_size                # gzip makes zeros 1,030 times smaller
         assert x.nbytes <= most, f"features of shape {x.shape} do not fit in a file of this size"
         return x[()]

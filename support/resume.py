@@ -28,7 +28,7 @@ from torch import Tensor
 
 from config import Config
 from support import runs, weights
-from support.gate import BadInput, lock, reading, replace_file
+from support.gate import BadInput, Number, check, lock, reading, replace_file
 from support.runs import Run
 
 # ------------------------------------------------------------------------------- one at a time
@@ -119,13 +119,15 @@ class Log:
         with reading(self.path):
             text = self.path.read_text(encoding="utf-8") if step else ""
             for line in text[:text.rfind("\n") + 1].splitlines(True):
-                if json.loads(line)["step"] <= step:
+                fields = {"step": Number(0, whole=True), "mean?": Number()}
+                at, mean = check(json.loads(line), fields)
+                if at <= step:
                     kept.append(line)
-                    self.note(json.loads(line))
+                    self.note({"step": at, "mean": mean})
         replace_file(self.path, "".join(kept))
 
     def note(self, line: dict) -> None:
-        if "mean" in line:
+        if line.get("mean") is not None:
             self.scores[line["step"]] = line["mean"]
 
     def add(self, task: str, loss: Tensor) -> None:

@@ -80,7 +80,8 @@ class Tokenizer:
         typed, late = {}, {}
         for token in spec.get("added_tokens") or []:
             text, _, _ = check(token, {"content": str, "id": int, "single_word?": {False}})
-            self.ids[text] = token["id"]
+            known = self.ids.setdefault(text, token["id"])
+            assert known == token["id"], f"the token {text!r} has two ids"
             if token.get("special"):
                 self.special.add(text)
             if token.get("normalized"):
@@ -90,7 +91,8 @@ class Tokenizer:
         self.typed, self.late = Added(typed), Added(late)
         self.tokens = {i: text for text, i in self.ids.items()}       # id -> token
         self.tokens |= {token["id"]: text for text, token in late.items()}
-        assert all(type(i) is int and i >= 0 for i in self.tokens), "an id is no whole number >= 0"
+        assert fits([*self.ids.values()], [Number(0, 2**24, whole=True)]), \
+            "an id is no whole number >= 0"
         self.pad_id, self.unk_id = self.ids[self.PAD], self.ids[self.UNKNOWN]
         self.bos_id = None if self.FRAME[0] == "A" else self.ids[self.FRAME[0]]
         self.eos_id = self.ids[self.FRAME[-1]]

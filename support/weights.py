@@ -225,6 +225,8 @@ def misfit(piece: Tensor, ours: Tensor, first: Tensor) -> str:
         return f"{tuple(piece.shape)} for {tuple(ours.shape)}"
     if piece.is_floating_point() != ours.is_floating_point():
         return f"{piece.dtype} for {ours.dtype}"
+    if not piece.isfinite().all():
+        return "holds NaN or inf"
     if piece is not first and (piece.dtype != first.dtype or not torch.equal(piece, first)):
         return "differs from its copy"
     return ""

@@ -181,7 +181,7 @@ def test_what_no_row_can_hold(published, tmp_path):
             ({"modules_to_save": ["lm_head"]}, "modules_to_save"), ({"lora_bias": True}, "lora_b"),
             ({"rank_pattern": {"q": 8}}, "rank_pattern"), ({"something_new": 1}, "something_new"),
             ({"r": "many"}, "'r' should be"), ({"lora_alpha": None}, "'lora_alpha'"),
-            ({"r": 8}, "not fitting"), ({"use_dora": True}, "missing: .*magnitude")):
+            ({"r": 10 ** 7}, "has rank 4"), ({"use_dora": True}, "missing: .*magnitude")):
         (folder / tool.CONFIG).write_text(json.dumps(right | changes))
         refused(message)
     (folder / tool.CONFIG).write_text(json.dumps(right))
@@ -192,9 +192,9 @@ def test_what_no_row_can_hold(published, tmp_path):
     for change, message in (
             ({other: held[A]}, "unexpected"), ({"model.x": held[A]}, "unexpected"),
             ({f"base_model.model.x{tool.A}": held[A]}, "fits nothing in this language model"),
-            ({f"base_model.model.lm_head{tool.A}": held[A]}, "no site 'shared'"),
+            ({f"base_model.model.lm_head{tool.A}": held[A]}, "shared"),
             ({B: None}, "missing"), ({B: held[B][1:]}, "not fitting"), ({A: None, B: None}, "miss"),
-            ({A: held[A].repeat(2, 1)}, "not fitting")):
+            ({A: held[A].repeat(2, 1)}, "has rank 8")):
         changed = {name: t for name, t in (held | change).items() if t is not None}
         save_file({name: t.clone() for name, t in changed.items()}, path)
         refused(message)

@@ -441,7 +441,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
      r"\['<s>', 'A', '</s>'\] should be \['A', '</s>'\]"),
     (dict(added_tokens=[added(9, "x", single_word=True)]), "'single_word' .* not True"),
     (dict(added_tokens=[added("7", "x")]), "'id' should be a whole number, not '7'"),
-    (dict(added_tokens=[added(-7, "x")]), "no whole number >= 0"),
+    (dict(added_tokens=[added(-7, "xyz")]), "no whole number >= 0"),
     (dict(model=dict(type="Unigram")), "'unk_id' is missing"), (unigram([["a"]]), "not enough"),
     (unigram([["a", "much"]]), r"vocab\[3\] = \['a', 'much'\] is not a piece"),
     (unigram([["a", float("nan")]]), r"vocab\[3\] = \['a', nan\] is not a piece"),

@@ -645,6 +645,12 @@ def test_a_text_that_cannot_fit_is_named_before_training(small, tmp_path, said, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tokeniser_of_another_model_is_named(small, tmp_path):
+    lm = Path(shutil.copytree(small / "bart", tmp_path / "lm"))
+    (lm / "vocab.json").write_text(json.dumps(content(lm / "vocab.json") | {"zebra": 9999}))
+    refused("tokeniser has ids up to 9999", arguments(small, tmp_path / "out", "--lm", str(lm)))
+
+
 @pytest.mark.parametrize("lm, method, tasks", [
     ("t5", "vlpet-small", "tvqa,tvc"), ("t5", "hyperformer", "vqa,gqa,caption"),
     ("bart", "full", "vqa,nlvr"), ("bart", "prompt-multiple", "vqa,caption")])

@@ -141,6 +141,10 @@ def from_peft(folder: Path, lm_folder: str, path: Path) -> tuple[str, str]:
     if (folder / VISUAL).exists():
         beside = weights.read(folder / VISUAL)
     with reading(source):
+        for name in tensors:                                # before anything of that size is made
+            if name.endswith(A):
+                rank = tensors.shape(name)[0]
+                assert rank == content["r"], f"{name} has rank {rank}, not {content['r']}"
         method, changes = row_of(content, list(tensors), published_lm.read_config(lm_folder))
         model = build(lm_folder, runs.widths(beside) or [1], method, changes)
     trained, names = model.trained(), peft_names(model)
