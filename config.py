@@ -1,8 +1,7 @@
 """What does a run depend on?
 
 Config is the whole answer: train.py's command line is made from its fields, and a run's folder
-holds it. What it leaves open is looked up in RECIPES, the published settings of VL-Adapter and
-VL-PET.
+holds it. What it leaves open is looked up in RECIPES, the published settings.
 
     python train.py --help           # all fields, all recipes
     python -m pytest tests/test_config.py
@@ -17,14 +16,13 @@ import torch
 
 import data
 import methods
+import t5
 from support import published_lm
 from support.gate import Number, check, reading
 
 WORLD = "datasets/world"
 TINY_BART, TINY_BART_VIDEO = "weights/tiny-bart", "weights/tiny-bart-video"
-
-
-STEPS = Number(1, 10**9, whole=True)
+COUNT = Number(1, 10**9, whole=True)
 
 
 def option(default: object, told: str, want: object = str) -> field:
@@ -37,77 +35,67 @@ class Config:
     """Everything a run depends on. None: looked up in RECIPES, or read off data and model."""
     method: str = option("vlpet-large", "a row of the table in methods.py")
     set: str = option("", "changes of the row, see below: r=48,decoder=none")
-    tasks: str = option("vqa,gqa,nlvr,caption", "comma between them; also tvqa,how2qa,tvc,yc2c")
-    data: str = option(WORLD, "folder in the published formats; the built-in one is written where "
-                       "it is missing")
+    tasks: str = option("vqa,gqa,nlvr,caption", "comma between; also snli or tvqa,how2qa,tvc,yc2c")
+    data: str = option(WORLD, "folder in the published formats; if built-in, written if missing")
     images: str = option("", "folder of pictures; default: the data folder's images/")
     clips: str = option("", "folder of clips; default: the data folder's video/clips/")
-    lm: str = option("", f"folder of a T5 or BART; default {TINY_BART}, for clips "
-                     f"{TINY_BART_VIDEO}")
+    lm: str = option("", "folder of a T5, BART or BERT; default: a tiny BART of weights/")
     clip: str = option("weights/tiny-clip", "folder or file of a CLIP image tower")
-    features: str = option("", "packed folders of tools/pack.py, a comma between pictures' and "
-                           "clips'; none: the pictures themselves, CLIP in the model; default: "
-                           "packed once")
+    features: str = option("", "packed folders of tools/pack.py, comma between; none: the "
+                           "pictures themselves, CLIP in the model; default: packed once")
     train_clip: bool = option(False, "open CLIP, too (needs --features none)", bool)
-    pretrained: str = option("", "run folder of row full: its language model and visual embedding "
-                             "are what the method starts from")
+    pretrained: str = option("", "run folder of row full: the method starts from what it trained")
     out: str = option("", "run folder; default: out/<method>, numbered if it is taken")
     epochs: int | None = option(None, "times that every example is seen (by recipe)",
                                 Number(0, 10**6, whole=True))
-    steps: int | None = option(None, "steps in all, instead of --epochs: so one task alone can be "
-                               "trained as long as four", STEPS)
-    batch: int | None = option(None, "examples a batch of vqa; other tasks have their share of it "
-                               "(by recipe)", Number(1, 10**6, whole=True))
+    steps: int | None = option(None, "steps in all instead: one task as long as four", COUNT)
+    batch: int | None = option(None, "of vqa; other tasks have a share of it (by recipe)", COUNT)
     lr: float | None = option(None, "highest learning rate (by recipe)", Number(1e-9, 10))
     task_names: bool | None = option(None, "put \"vqa: \" before the text (by recipe)", bool)
     warmup: float = option(0.1, "share of all steps in which the learning rate rises", Number(0, 1))
     weight_decay: float = option(0.01, "of matrices", Number(0, 1))
     clip_norm: float = option(5.0, "longer gradients are shortened to it", Number(1e-9, 1e9))
     dropout: float | None = option(None, "default: the language model's own", Number(0, 0.99))
-    boxes: str = option("grid", "of visual tokens; zero: as the papers' code feeds them",
-                        {"grid", "zero"})
-    frames: str = option("real", "of clips; all: padding frames are seen, as in the papers' code",
-                         {"real", "all"})
-    subtitles: str = option("", "of clips: all of the video's, or what is said in the span asked "
-                            "about; default: all, as the papers; of the built-in clips span, on "
-                            "which their language model was made", {"", "all", "span"})
+    boxes: str = option("grid", "of visual tokens; zero: as in the papers' code", {"grid", "zero"})
+    frames: str = option("real", "of clips; all: padding too, as the papers' code", {"real", "all"})
+    subtitles: str = option("", "of clips: all of the video's, as the papers, or of the span asked "
+                            "about; default: all, of built-in clips span", {"", "all", "span"})
     precision: str = option("fp32", "or bf16 (autocast)", {"fp32", "bf16"})
     answers: str = option("", "yes: an answer is chosen among those of the training data, not "
                           "written; or a JSON file that lists the answers of one task")
-    beams: int = option(5, "of captions and of what is asked about clips",
-                        Number(1, 100, whole=True))
+    beams: int = option(5, "of captions and of answers about clips", Number(1, 100, whole=True))
     keep: str = option("", "which epoch is tested: last, or best (mean of the validation scores); "
                        "default: last, for clips best", {"", "last", "best"})
     seed: int = option(42, "of everything that is drawn", Number(0, 2**63 - 1, whole=True))
     device: str = option("", "cpu or cuda; default: cuda if there is one", {"", "cpu", "cuda"})
     init: str = option("", "begin with the weights of a run folder or an adapter file")
     control: str = option("", "blind: pictures shuffled among the examples; no-frames, "
-                          "no-subtitles: of clips; random-lm, random-clip: without pre-trained "
-                          "weights", {"", "blind", "no-frames", "no-subtitles", "random-lm",
-                                      "random-clip"})
-    log_every: int = option(50, "steps", STEPS)
-    save_every: int = option(500, "steps, and at the end of an epoch", STEPS)
+                          "no-subtitles: of clips; random-lm, random-clip: not pre-trained", {
+                              "", "blind", "no-frames", "no-subtitles", "random-lm", "random-clip"})
+    log_every: int = option(50, "steps", COUNT)
+    save_every: int = option(500, "steps, and at the end of an epoch", COUNT)
 
 
 # (data, dialect) -> row -> (lr, batch, epochs, task names in the text); * is any text, "" is
 # every other row. Image and video are VL-Adapter's and VL-PET's published settings (LST's for full,
 # adapter and lora on T5); those of the built-in world, still and moving, are ours. Where pictures
 # and clips are mixed, it is the clips' recipe. Nothing was published for DoRA and (IA)3 (here like
-# LoRA), nor for video on T5 (here like BART).
+# LoRA), nor for video on T5 (here like BART). bert is CLIP-ViL's VQA: of its adapters, only these
+# are published, and --warmup 0.05 --clip-norm 1 belong to them.
 RECIPES = {
     ("world", "bart"): {"full": (1e-3, 64, 1, True), "": (3e-3, 64, 1, True)},
-    ("world", "t5"): {"full": (1e-3, 64, 1, True), "": (3e-3, 64, 1, True)},
     ("moving", "bart"): {"full": (1e-3, 16, 2, True), "": (3e-3, 16, 2, True)},
     ("image", "bart"): {
         "full": (1e-4, 500, 20, False), "hyperformer": (1e-3, 500, 20, False),
         "adapter-multiple": (3e-4, 500, 20, False), "adapter-half-shared": (3e-4, 500, 20, False),
         "*-multiple": (1e-3, 500, 20, False), "": (1e-3, 500, 20, True)},
     ("image", "t5"): {"full": (1e-4, 300, 20, True), "": (3e-4, 300, 20, True)},
+    ("image", "bert"): {"full": (5e-5, 256, 5, False), "": (5e-4, 256, 5, False)},
     ("video", "bart"): {"full": (3e-5, 50, 7, True), "vlpet-*": (7e-4, 50, 20, True),
                         "*+*": (7e-4, 50, 20, True), "": (3e-4, 50, 7, True)},
 }
-RECIPES["video", "t5"] = RECIPES["video", "bart"]
-RECIPES["moving", "t5"] = RECIPES["moving", "bart"]
+for kind, dialect in (("world", "t5"), ("world", "bert"), ("moving", "t5"), ("video", "t5")):
+    RECIPES[kind, dialect] = RECIPES[kind, "bart"]
 
 
 # -------------------------------------------------------------------------- checked and complete
@@ -144,13 +132,12 @@ def resolve(config: Config) -> Config:
     with reading(config.lm):
         assert config.answers or lm.layers[1], "it has no decoder to write with: add --answers yes"
     methods.row(config.method, lm.is_t5, config.set)        # says what is wrong with it
-    known = recipe(config, lm.is_t5) | {
+    known = recipe(config, lm) | {
         "dropout": lm.dropout, "keep": "best" if shows_clips(config) else "last",
         "subtitles": "span" if built_in(config) else "all",
         "images": f"{config.data}/images", "clips": f"{config.data}/video/clips"}
-    open_fields = {name: value for name, value in known.items()
-                   if getattr(config, name) in (None, "")}
-    return replace(config, **open_fields)
+    given = {name for name in known if getattr(config, name) not in (None, "")}
+    return replace(config, **{name: known[name] for name in known.keys() - given})
 
 
 def check_together(c: Config) -> None:
@@ -161,34 +148,28 @@ def check_together(c: Config) -> None:
         "--control random-clip needs pictures, not packed --features"
     assert not (c.control.startswith("random") and c.pretrained), \
         f"--control {c.control} beside --pretrained would be no control"
-    assert not c.control.startswith("no-") or all(clips), \
-        f"--control {c.control} is for tasks that show clips"
+    assert not c.control.startswith("no-") or all(clips), f"--control {c.control} is for clips"
     assert c.control != "no-frames" or c.frames == "real", "--control no-frames needs --frames real"
-    for task in task_list(c):
-        assert not c.answers or data.TASKS[task].answers, \
-            f"--answers chooses among known answers, and those of {task} are written: leave it out"
+    written = [task for task in task_list(c) if not data.TASKS[task].answers]
+    assert not c.answers or not written, f"--answers: those of {', '.join(written)} are written"
     assert c.steps is None or c.epochs is None, "--steps or --epochs, one of them"
-    assert c.device != "cuda" or torch.cuda.is_available(), \
-        "--device is cuda, but this PyTorch sees no CUDA device: leave it out"
+    assert c.device != "cuda" or torch.cuda.is_available(), "this PyTorch sees no --device cuda"
 
 
 def built_in(config: Config) -> bool:
     """Is it the built-in world that the tasks are about?"""
-    if config.data == WORLD:
-        return True
     folder = Path(config.data)
-    halves = {folder / "video" if data.TASKS[task].clips else folder for task in task_list(config)}
-    return all((half / "world.json").is_file() for half in halves)
+    halves = [folder / "video" if data.TASKS[task].clips else folder for task in task_list(config)]
+    return config.data == WORLD or all((half / "world.json").is_file() for half in halves)
 
 
-def recipe(config: Config, is_t5: bool) -> dict:
+def recipe(config: Config, lm: t5.Config) -> dict:
     """The recipe's lr, batch, epochs and task_names for this backbone, data and row."""
-    clips = shows_clips(config)
-    if built_in(config):
-        kind = "moving" if clips else "world"
-    else:
-        kind = "video" if clips else "image"
-    table = RECIPES[kind, "t5" if is_t5 else "bart"]
+    still, moving = ("world", "moving") if built_in(config) else ("image", "video")
+    dialect = "t5" if lm.is_t5 else "bart"
+    if lm.layers[1] == 0:                                   # it has no decoder
+        dialect = "bert"
+    table = RECIPES[moving if shows_clips(config) else still, dialect]
     row = next(row for row in table if not row or fnmatchcase(config.method, row))
     found = dict(zip(("lr", "batch", "epochs", "task_names"), table[row]))
     if config.steps is not None:
@@ -210,8 +191,7 @@ def parse(argv: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
         told = f.metadata["help"] + (f" (default {f.default})" if f.default else "")
         kind = (get_args(f.type) or (f.type,))[0]           # int | None -> int
         parser.add_argument(flag(f.name), type=yes_or_no if kind is bool else kind,
-                            help=told.replace("%", "%%"), default=argparse.SUPPRESS,
-                            metavar=kind.__name__)
+                            help=told, default=argparse.SUPPRESS, metavar=kind.__name__)
     parser.add_argument("--resume", metavar="RUN", help="run folder to go on with")
     parser.add_argument("--test", metavar="RUN", help="run folder to test again")
     parser.add_argument("--split", default="test", choices=("val", "test", "submit"),

@@ -10,7 +10,6 @@ size, a batch belongs to one task, only what the method's row opens is trained.
     python -m pytest tests/test_train.py
 """
 import json
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -61,15 +60,11 @@ def setup(config: Config, held: weights.Tensors | None = None,
     sources = features.sources(packed).values()
     widths, tasks, tower = [source["width"] for source in sources], task_list(config), None
     if held is not None:
-        widths = runs.widths(held)
-        tasks = runs.adapter_config(held, config.out)["tasks"].split(",")
-        choices = json.loads(held.metadata.get("answers", "{}"))
+        with reading(config.out):
+            widths, choices = runs.widths(held), json.loads(held.metadata.get("answers", "{}"))
+            tasks = json.loads(held.metadata["config"])["tasks"].split(",")
     if config.train_clip:                                   # CLIP looks on in the model
         tower = next(iter(packed.values())).tower
-    if config.control == "blind":                           # a control: some other picture's
-        packed = {task: features.Shuffled(found, config.seed) for task, found in packed.items()}
-    if config.control == "no-frames":
-        packed = {task: features.Hidden(found, config.seed) for task, found in packed.items()}
 
     # Rows for the added tokens. Everything that is drawn from here on (the visual embedding, the
     # row's modules) depends on the seed alone.
@@ -122,7 +117,7 @@ def load_split(config: Config, split: str) -> Examples:
 def check_examples(run: Run, examples: Examples) -> None:
     """Every picture must be there, the longest texts must fit: better said now than in training."""
     config, c = run.config, run.model.lm.config
-    room = c.positions - c.unused if c.positions else math.inf              # T5's are relative
+    room = (c.positions or 10**9) - c.unused                # T5's positions are relative
     features.check_pictures(config, examples, run.features)
     for task, found in examples.items():
         for example in max(found, key=lambda ex: len(ex.text)), max(found, key=data.length):
@@ -289,43 +284,33 @@ def predict(run: Run, examples: list[Example]) -> list[str]:
 
 
 def test(run: Run, examples: Examples, split: str = "test") -> dict:
-    """Scores of every task, and the average of their headlines ("submit" has neither); writes
-    predictions/ and submissions/."""
+    """Scores of each task, and their average ("submit" has none); writes what was answered."""
     results = {}
     for task, asked in examples.items():
         answers = predict(run, asked)
         if split != "submit":
             results[task] = TASKS[task].metric(answers, asked)
+        told, form = [{"id": x.id, "answer": a} for x, a in zip(asked, answers)], TASKS[task].submit
         try:
-            keep_answers(run, task, split, answers, asked)
+            path = run.folder / "predictions" / f"{submit.plain_name(task, split)}.json"
+            runs.save_json(path, told)
+            if form is not None:                            # as the task's server takes them
+                path = run.folder / "submissions" / form.name(task, split)
+                submit.write(task, form, answers, asked, path)
         except (BadInput, OSError) as why:                  # ids of one's own, a full disk
             print(f"answers are not kept: {why}")           # the scores are not lost
     if results:
-        best = headlines(results).values()
-        results["average"] = sum(best) / len(best)
+        headlines = [next(iter(scores.values())) for scores in results.values()]
+        results["average"] = sum(headlines) / len(headlines)
     return results
-
-
-def keep_answers(run: Run, task: str, split: str, answers: list[str],
-                 asked: list[Example]) -> None:
-    """predictions/, and submissions/ as the task's server takes it."""
-    path = run.folder / "predictions" / f"{submit.plain_name(task, split)}.json"
-    runs.save_json(path, [{"id": ex.id, "answer": a} for ex, a in zip(asked, answers)])
-    form = TASKS[task].submit
-    if form is not None:
-        path = run.folder / "submissions" / form.name(task, split)
-        submit.write(task, form, answers, asked, path)
-
-
-def headlines(results: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Of each task, the score that counts: its metric's first."""
-    return {task: next(iter(scores.values())) for task, scores in results.items()}
 
 
 def validate(run: Run, examples: Examples) -> dict:
     """{"validation": a headline a task, "mean": their mean}."""
-    found = headlines({task: TASKS[task].metric(predict(run, asked), asked)
-                       for task, asked in examples.items()})
+    found = {}
+    for task, asked in examples.items():
+        scores = TASKS[task].metric(predict(run, asked), asked)
+        found[task] = next(iter(scores.values()))
     return {"validation": found, "mean": sum(found.values()) / len(found)}
 
 
@@ -333,20 +318,18 @@ def validate(run: Run, examples: Examples) -> dict:
 
 def announce(run: Run, examples: Examples) -> None:
     """What is about to be trained, for how long; and what a user would wonder about later."""
-    c, size = run.config, run.config.batch
-    print(f"{c.method} {c.set}".rstrip(), end=": ")
-    print(f"lr {c.lr}, batch {size}, task names {c.task_names}")
+    c, total = run.config, total_steps(run.config, examples)
+    row, epoch = f"{c.method} {c.set}".rstrip(), data.steps_per_epoch(examples, c.batch)
+    print(f"{row}: lr {c.lr}, batch {c.batch}, task names {c.task_names}")
     print(f"{'part':18}{'trainable':>12}{'total':>12}{'%':>9}")
-    for part, trainable, total in run.model.counts():
-        print(f"{part:18}{trainable:12,}{total:12,}{100 * trainable / max(1, total):9.4f}")
+    for part, opened, every in run.model.counts():
+        print(f"{part:18}{opened:12,}{every:12,}{100 * opened / max(1, every):9.4f}")
     for task, found in examples.items():
-        each = data.batch_size(task, size)
-        more = " (more than a tenth: try a smaller --batch)" if each > len(found) / 10 else ""
-        print(f"{task}: {len(found):,} examples, {each} a batch{more}")
-    if examples:
-        total = total_steps(c, examples)
-        more = ", too few to learn from: give --steps or --epochs" if 0 < total < 100 else ""
-        print(f"{data.steps_per_epoch(examples, size):,} steps an epoch, {total:,} in all{more}")
+        size = data.batch_size(task, c.batch)
+        more = " (more than a tenth: try a smaller --batch)" if size > len(found) / 10 else ""
+        print(f"{task}: {len(found):,} examples, {size} a batch{more}")
+    more = ", too few to learn from: give --steps or --epochs" if 0 < total < 100 else ""
+    print(f"{epoch:,} steps an epoch, {total:,} in all{more}")
 
 
 def load_tests(config: Config, split: str) -> tuple[Examples, str]:
@@ -355,22 +338,23 @@ def load_tests(config: Config, split: str) -> tuple[Examples, str]:
         return load_split(config, split), split
     except data.Unanswered as why:
         print(f"{why} The validation split is scored instead; for their server: --split submit")
-    return load_split(config, "val"), "val"
+        return load_split(config, "val"), "val"
 
 
 def train_run(config: Config, again: bool = False) -> dict:
-    """Trains, then tests. No run folder is made before all annotations are read, all pictures found
-    and the model is built."""
+    """Trains, then tests. The run folder is made when all that it needs is found and read."""
     started, vals = time.time(), {}
     resume.check_folder(config.out, again)
     examples = load_split(config, "train")
     if total_steps(config, examples) > data.steps_per_epoch(examples, config.batch):
         vals = load_split(config, "val")                    # several epochs: a score behind each
     tests, split = load_tests(config, "test")
-    run = setup(config, choices=runs.choices(config, examples))
+    choices = runs.choices(config, examples)
+    run = setup(config, choices=choices)
     for some in examples, vals, tests:
         check_examples(run, some)
     run.identity |= {"training data": runs.data_identity(examples),
+                     "list of answers": runs.data_identity(choices),
                      "features of the first examples": runs.features_identity(run, examples),
                      f"{split} data": runs.data_identity(tests)}
     announce(run, examples)
@@ -397,7 +381,6 @@ def test_run(config: Config, split: str = "test", given: Iterable[str] = ()) -> 
     if not {"data", "tasks"} & set(given):
         run.identity[f"{split} data"] = runs.data_identity(tests)
     runs.load_trained(run, held, adapter, tuple(given))
-    announce(run, {})
     if not (run.folder / "last").is_dir():                  # a shipped run stays as it is
         run.config = replace(config, out=f"out/{run.folder.name}")
     results = test(run, tests, split)

@@ -22,6 +22,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import partial
 from importlib.util import find_spec
 from itertools import chain, zip_longest
@@ -206,7 +207,7 @@ class Features:
 
     def __init__(self, *folders: str | Path):
         self.folders = ", ".join(map(str, folders))
-        self.rows, self.real, self.settings = {}, {}, {}  # id -> its row (N, F) on disk; its frames
+        self.held, self.settings = {}, {}                # id -> its row (N, F) on disk, its frames
         for folder in map(Path, folders):
             index = read_index(folder)
             with reading(folder):
@@ -218,9 +219,9 @@ class Features:
                 real = index["frames"] or [None] * len(rows)                # None: of a picture
                 for name, row, frames in zip(index["ids"], rows, real):
                     if name not in index["skipped"]:
-                        assert name not in self.rows, f"another folder holds {name!r}, too"
-                        self.rows[name], self.real[name] = row, frames
-        self.ids = list(self.rows)
+                        assert name not in self.held, f"another folder holds {name!r}, too"
+                        self.held[name] = row, frames
+        self.ids = list(self.held)
 
     def grids(self, ids: list[str]) -> list[tuple[int, int]]:
         """Rows and columns of each: a picture's cells are a square, a clip's frames a row."""
@@ -232,13 +233,13 @@ class Features:
         x = np.empty((len(ids), self.tokens, self.settings["width"]), np.float32)
         with reading(self.folders):
             for row, name in zip(x, ids):
-                row[:] = self.rows[nfc(name)]            # read and cast in one pass
+                row[:], _ = self.held[nfc(name)]         # read and cast in one pass
                 assert np.isfinite(row.sum()), f"NaN or inf in the features of {name!r}: pack again"
         return torch.from_numpy(x)
 
     def frames(self, ids: list[str]) -> list[int] | None:
         """How many of the tokens of each of these clips are real frames; None of pictures."""
-        return [self.real[nfc(name)] for name in ids] if "frames" in self.settings else None
+        return [self.held[nfc(name)][1] for name in ids] if "frames" in self.settings else None
 
 
 class Pixels:
@@ -247,14 +248,14 @@ class Pixels:
     tokens = GRID * GRID                                 # what CLIP makes of a picture
 
     def __init__(self, tower, pictures: dict[str, Path], resize: str = "stretch"):
-        self.tower, self.pictures = tower, {nfc(name): path for name, path in pictures.items()}
-        self.ids = list(self.pictures)
+        self.tower, self.held = tower, {nfc(name): path for name, path in pictures.items()}
+        self.ids = list(self.held)
         self.settings = {"clip": fingerprint(tower), "resize": resize, "width": tower.features}
         self.threads = ThreadPoolExecutor()
 
     def read(self, ids: list[str]) -> list[Tensor]:
         read = partial(read_picture, side=self.tower.size, resize=self.settings["resize"])
-        return list(self.threads.map(read, [self.pictures[nfc(name)] for name in ids]))
+        return list(self.threads.map(read, [self.held[nfc(name)] for name in ids]))
 
     def grids(self, ids: list[str]) -> list[tuple[int, int]]:
         return [(GRID, GRID)] * len(ids)
@@ -294,32 +295,16 @@ class Padded(Seen):
         return torch.stack(cells)
 
 
-class Shuffled:
-    """Features that hand out some other picture's, always the same one: a blind control."""
-
-    def __init__(self, features: Features | Pixels, seed: int):
-        order = torch.randperm(len(features.ids), generator=torch.Generator().manual_seed(seed))
-        self.other = {name: features.ids[i] for name, i in zip(features.ids, order.tolist())}
-        self.features = features
-
-    def __getattr__(self, name: str):
-        return getattr(self.features, name)              # ids, tokens, settings
-
-    def grids(self, ids: list[str]) -> list[tuple[int, int]]:
-        return self.features.grids([self.other[nfc(name)] for name in ids])
-
-    def stack(self, ids: list[str]) -> Tensor:
-        return self.features.stack([self.other[nfc(name)] for name in ids])
-
-    def frames(self, ids: list[str]) -> list[int] | None:
-        return self.features.frames([self.other[nfc(name)] for name in ids])
-
-
-class Hidden(Shuffled):
-    """Clips none of whose frames is real, so that nothing of them is seen: a control."""
-
-    def frames(self, ids: list[str]) -> list[int]:
-        return [0] * len(ids)
+def control(features: Features | Pixels, config) -> Features | Pixels:
+    """blind: some other picture's, always the same one's; no-frames: no frame of a clip is real."""
+    shown, ids = copy(features), features.ids
+    if config.control == "blind":
+        generator = torch.Generator().manual_seed(config.seed)
+        order = torch.randperm(len(ids), generator=generator).tolist()
+        shown.held = {name: features.held[ids[i]] for name, i in zip(ids, order)}
+    if config.control == "no-frames":
+        shown.held = {name: (row, 0) for name, (row, _) in features.held.items()}
+    return shown
 
 
 # ---------------------------------------------------------------------------- what a run is shown
@@ -354,7 +339,7 @@ def load_features(config, cells: bool = False, pictures: dict[str, Path] | None 
     with reading(f"--features {config.features}"):
         for task, kind in kinds.items():
             assert kind in found, f"it has no {kind} for {task}: name a packed folder of them, too"
-    return {task: found[kind] for task, kind in kinds.items()}
+    return {task: control(found[kind], config) for task, kind in kinds.items()}
 
 
 def open_packed(text: str) -> dict[str, Features]:

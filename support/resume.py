@@ -1,10 +1,5 @@
 """How does a run survive interruptions, and go on exactly where it was?
 
-    with alone(folder, again) as stop:
-        step = load_last(run, optimizer, total, log)
-        ...
-        save_last(run, optimizer, step, log)
-
 last/state.safetensors holds the trained weights, the optimiser's moments, random states, the losses
 that no line of log.jsonl holds yet, and what the run depends on. A run that is killed at any moment
 and resumed leaves the bytes of an undisturbed one.
@@ -64,8 +59,7 @@ class Stop:
     short, because the state before it is saved. Who asks twice is obeyed.
     """
 
-    def __init__(self):
-        self.asked = self.held = False
+    asked = held = False
 
     def ask(self, kind: int, frame: object) -> None:
         if self.asked or not self.held:
@@ -110,25 +104,24 @@ class Log:
     """log.jsonl: each task's mean loss since the last line; the scores of the validation."""
 
     def __init__(self, path: Path):
-        self.path, self.losses = path, defaultdict(list)   # task -> losses not yet written
-        self.scores = {}                                   # step -> mean of the validation scores
+        self.path, self.lines = path, []
+        self.losses = defaultdict(list)                    # task -> losses not yet written
 
     def open(self, step: int) -> None:
         """The run goes on behind this step: later lines are dropped, and half a line."""
-        kept = []
         with reading(self.path):
             text = self.path.read_text(encoding="utf-8") if step else ""
-            for line in text[:text.rfind("\n") + 1].splitlines(True):
-                fields = {"step": Number(0, whole=True), "mean?": Number()}
-                at, mean = check(json.loads(line), fields)
+            for line in map(json.loads, text[:text.rfind("\n") + 1].splitlines()):
+                at, _ = check(line, {"step": Number(0, whole=True), "mean?": Number()})
                 if at <= step:
-                    kept.append(line)
-                    self.note({"step": at, "mean": mean})
-        replace_file(self.path, "".join(kept))
+                    self.lines.append(line)
+        replace_file(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
-    def note(self, line: dict) -> None:
-        if line.get("mean") is not None:
-            self.scores[line["step"]] = line["mean"]
+    @property
+    def scores(self) -> dict[int, float]:
+        """Step -> mean of the validation scores."""
+        return {line["step"]: line["mean"] for line in self.lines
+                if line.get("mean") is not None}
 
     def add(self, task: str, loss: Tensor) -> None:
         self.losses[task].append(loss.detach())            # no .item(): it would wait for the GPU
@@ -140,7 +133,7 @@ class Log:
         return means
 
     def put(self, line: dict) -> None:
-        self.note(line)
+        self.lines.append(line)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

@@ -24,7 +24,7 @@ import methods
 from config import Config
 from model import VLModel
 from support import features, weights
-from support.gate import fits, read_json, reading, replace_file
+from support.gate import fits, read_json, read_text, reading, replace_file
 
 ADAPTER, BEST = "adapter.safetensors", "last/best.safetensors"
 
@@ -107,12 +107,6 @@ def digest_all(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> str:
     return whole.hexdigest()[:16]
 
 
-def adapter_config(held: weights.Tensors, path: str | Path) -> dict:
-    """The configuration of the run that wrote an adapter file."""
-    with reading(path):
-        return json.loads(held.metadata["config"])
-
-
 def widths(held: weights.Tensors) -> list[int]:
     """The widths of features that an adapter file was trained on."""
     names = [n for n in sorted(held) if n.startswith("visual.") and n.endswith("feat.weight")]
@@ -132,8 +126,8 @@ def begin_with(run: Run) -> None:
         path = path / ADAPTER
     held = read(path)
     check_same(run, held, path, only=("language model", "tokenizer"))
-    before = adapter_config(held, path)
     with reading(path):
+        before = json.loads(held.metadata["config"])
         row = methods.row(before["method"], run.model.lm.config.is_t5, before["set"])
         assert row == run.model.method, (f"it was trained with --method {before['method']} --set "
                                          f"{before['set']!r}: install the same row")
@@ -145,23 +139,23 @@ def begin_with(run: Run) -> None:
 
 def choices(config: Config, examples: dict[str, list]) -> dict[str, list[str]]:
     """The answers among which those of each task are chosen; none where they are written."""
-    if config.answers in ("", "yes"):
-        return {task: answers.vocabulary(found) for task, found in examples.items()
-                if config.answers}
+    if not config.answers:
+        return {}
+    if config.answers == "yes":
+        return {task: answers.vocabulary(found) for task, found in examples.items()}
     with reading(config.answers):
-        (task,) = examples
-        listed = read_json(config.answers, list)
-        assert fits(listed, [str]) and len(listed) == len(set(listed)), \
-            "it should be a list of different answers"
-    return {task: listed}
+        listed = json.loads(read_text(config.answers))
+        assert len(examples) == 1 and fits(listed, [str]) and 0 < len(listed) == len(set(listed)), \
+            "it should be a list of different answers, of one task"
+    return dict.fromkeys(examples, listed)
 
 
 def begin_pretrained(model: VLModel, config: Config) -> None:
     """--pretrained: all but a frozen CLIP begins as a run of row full (V&L) left it."""
     path = Path(config.pretrained) / ADAPTER
     held = read(path)
-    before = adapter_config(held, path)
     with reading(f"--pretrained {config.pretrained}"):
+        before = json.loads(held.metadata["config"])
         assert before["method"] == "full" and not before["set"], (
             f"it trained {before['method']}, not the whole model: name a run of --method full")
         assert not before["train_clip"] or config.features == "none", (
@@ -233,7 +227,7 @@ def check_same(run: Run, held: weights.Tensors, path: Path, free: tuple[str, ...
             for name in "clip", "resize", "width":
                 was[f"{name} of {kind}"] = seen.get(kind, {}).get(name)
                 now[f"{name} of {kind}"] = source.get(name)
-        was |= adapter_config(held, path) | json.loads(held.metadata.get("identity", "{}"))
+        was |= json.loads(held.metadata["config"]) | json.loads(held.metadata.get("identity", "{}"))
         now |= asdict(run.config) | run.identity
         for name, value in now.items():
             if name in (only or was) and name not in (*PLACES, *free):

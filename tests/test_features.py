@@ -20,7 +20,7 @@ from PIL import Image
 
 from clip_encoder import ViT, pixels, randomized
 from support import features, weights
-from support.features import INDEX, ROWS, Features, Hidden, Pixels, Shuffled, convert, extract
+from support.features import INDEX, ROWS, Features, Pixels, convert, extract
 from support.gate import BadInput, lock
 from support.pictures import frame_files, list_clips, list_files, read_frames
 from support.published_clip import HUGGING_FACE, load_clip
@@ -157,7 +157,8 @@ def test_several_folders(vit, packed, tmp_path):
 def test_controls(vit, clips, tmp_path):
     extract(vit, clips, tmp_path / "out", clips=True)
     real = Features(tmp_path / "out")
-    blind, hidden = Shuffled(real, 3), Hidden(real, 3)
+    blind, hidden = (features.control(real, SimpleNamespace(control=control, seed=3))
+                     for control in ("blind", "no-frames"))
     order = torch.randperm(5, generator=torch.Generator().manual_seed(3)).tolist()
     others = [real.ids[i] for i in order]
     assert others != real.ids and blind.settings == real.settings and blind.ids == real.ids

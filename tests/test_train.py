@@ -24,6 +24,7 @@ from config import Config
 from support import features, resume, runs, weights
 from support.gate import BadInput
 from support.published_clip import load_clip
+from tools import ask
 from world import moving, scenes
 
 STEPS_AN_EPOCH = 36
@@ -139,10 +140,10 @@ def test_other_splits(small, done, tmp_path, capsys):
     assert rows and rows[0].keys() == {"question_id", "answer"}
 
 
-def same_run(a: Path, b: Path) -> None:
+def same_run(a: Path, b: Path, tasks: tuple[str, ...] = scenes.TASKS) -> None:
     """All that two runs leave is equal, but for the seconds and the folder's name."""
     assert equal(trained(a), trained(b))
-    for name in ("log.jsonl", *(f"predictions/{task}.json" for task in scenes.TASKS)):
+    for name in ("log.jsonl", *(f"predictions/{task}.json" for task in tasks)):
         assert (a / name).read_bytes() == (b / name).read_bytes()
     assert not list(a.rglob(".*.tmp"))
 
@@ -159,41 +160,45 @@ def at_call(number: int, function, happens):
     return wrapped
 
 
-def die() -> None:
-    raise KeyboardInterrupt
+def stop(argv: list[str], number: int, kind: int = signal.SIGINT, where: str = "loss") -> None:
+    """A run that gets a signal in one of its steps, or at the first call of another function."""
+    room = train.VLModel if where == "loss" else train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, where, at_call(number, getattr(room, where),
+                                           lambda: os.kill(os.getpid(), kind)))
+        refused(f"stopped: go on with .*--resume {argv[argv.index('--out') + 1]}", argv)
 
 
-def test_resuming_is_exact(small, done, tmp_path, monkeypatch):
-    """Killed in the middle of the second epoch and resumed = undisturbed, to the last bit."""
+@pytest.mark.parametrize("kind, where, step", [
+    (signal.SIGTERM, "loss", 45), (signal.SIGINT, "loss", 36), (signal.SIGTERM, "validate", 36),
+    (signal.SIGINT, "test", 72)])
+def test_who_is_asked_to_stop_loses_nothing(small, done, tmp_path, kind, where, step):
+    """A step is ended and saved; validation and test are cut short, for they can be repeated. What
+    a killed process leaves, too, is put away."""
     out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr(train.VLModel, "loss", at_call(STEPS_AN_EPOCH + 10, train.VLModel.loss, die))
-        with pytest.raises(SystemExit, match="--resume"):
-            train.main(arguments(small, out, *EXACT, "--save-every", "7"))
-    assert not (out / "adapter.safetensors").exists()
-    (out / "last" / ".state.safetensors.1.tmp").touch()          # a killed process leaves these
+    stop(arguments(small, out, *EXACT), step if where == "loss" else 1, kind, where)
+    assert runs.read(out / "last" / "state.safetensors").metadata["step"] == str(step)
+    assert "validation" not in (out / "log.jsonl").read_text() or where != "validate"
+    assert signal.getsignal(kind) in (signal.SIG_DFL, signal.default_int_handler)
+    assert not (out / "adapter.safetensors").exists() or where == "test"
+    (out / "last" / ".state.safetensors.1.tmp").touch()
     with open(out / "log.jsonl", "a") as file:
         file.write('{"step": 3, "los')
     train.main(["--resume", str(out)])
     same_run(out, done)
 
 
-@pytest.mark.parametrize("kind, where, step", [
-    (signal.SIGTERM, "loss", 45), (signal.SIGINT, "loss", 36), (signal.SIGTERM, "validate", 36),
-    (signal.SIGINT, "test", 72)])
-def test_who_is_asked_to_stop_loses_nothing(small, done, tmp_path, monkeypatch, kind, where, step):
-    """A step is ended and saved; validation and test are cut short, for they can be repeated."""
-    out, room = tmp_path / "out", train.VLModel if where == "loss" else train
+def die() -> None:
+    raise KeyboardInterrupt
+
+
+def test_resuming_from_the_middle_is_exact(small, done, tmp_path, monkeypatch):
+    """Cut short in a step of the second epoch, which goes back to what was saved last."""
     with monkeypatch.context() as patch:
-        patch.setattr(room, where, at_call(step if where == "loss" else 1, getattr(room, where),
-                                           lambda: os.kill(os.getpid(), kind)))
-        with pytest.raises(SystemExit, match=f"stopped: go on with .*--resume {out}"):
-            train.main(arguments(small, out, *EXACT))
-    assert runs.read(out / "last" / "state.safetensors").metadata["step"] == str(step)
-    assert "validation" not in (out / "log.jsonl").read_text() or where != "validate"
-    assert signal.getsignal(kind) in (signal.SIG_DFL, signal.default_int_handler)
-    train.main(["--resume", str(out)])
-    same_run(out, done)
+        patch.setattr(train, "check_finite", at_call(STEPS_AN_EPOCH + 10, train.check_finite, die))
+        refused("--resume", arguments(small, tmp_path / "out", *EXACT, "--save-every", "7"))
+    train.main(["--resume", str(tmp_path / "out")])
+    same_run(tmp_path / "out", done)
 
 
 def test_one_process_a_run(small, done, tmp_path, monkeypatch):
@@ -221,11 +226,7 @@ CUT = ("--keep", "best", "--method", "bitfit")
 def cut(small, tmp_path_factory):
     """A run that was stopped in its second epoch: states of steps 36 and 43, a best epoch."""
     out = tmp_path_factory.mktemp("cut") / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.VLModel, "loss", at_call(STEPS_AN_EPOCH + 7, train.VLModel.loss,
-                                                     lambda: os.kill(os.getpid(), signal.SIGTERM)))
-        with pytest.raises(SystemExit):
-            train.main(arguments(small, out, *CUT, *EXACT))
+    stop(arguments(small, out, *CUT, *EXACT), STEPS_AN_EPOCH + 7)
     return out
 
 
@@ -408,13 +409,11 @@ def test_same_seed_same_run_other_seed_other_run(small, tmp_path):
     assert equal(a, b) and not equal(a, c)
 
 
-def test_a_row_with_modules_for_each_task_resumes_exactly(small, tmp_path, monkeypatch):
+def test_a_row_with_modules_for_each_task_resumes_exactly(small, tmp_path):
     """An idle task's moments are saved and come back; a task that had no batch yet has none."""
     row = ("--method", "adapter-half-shared", "--set", "r=2", "--epochs", "1")
     train.main(arguments(small, tmp_path / "whole", *row))
-    with monkeypatch.context() as patch:
-        patch.setattr(train.VLModel, "loss", at_call(9, train.VLModel.loss, die))
-        refused("--resume", arguments(small, tmp_path / "cut", *row, "--save-every", "2"))
+    stop(arguments(small, tmp_path / "cut", *row), 8)
     train.main(["--resume", str(tmp_path / "cut")])
     held = trained(tmp_path / "cut")
     assert equal(held, trained(tmp_path / "whole"))
@@ -545,9 +544,8 @@ def test_controls_hide_what_they_say(small, tmp_path):
     def logits(control: str, other_clips: bool = False, said: str = "") -> torch.Tensor:
         run = train.setup(configs.resolve(replace(config, control=control)))
         if other_clips:
-            run.features["tvqa"] = features.Shuffled(run.features["tvqa"], config.seed)
-            if control:
-                run.features["tvqa"] = features.Hidden(run.features["tvqa"], 0)
+            blind = features.control(run.features["tvqa"], replace(config, control="blind"))
+            run.features["tvqa"] = features.control(blind, run.config) if control else blind
         examples = train.load_split(run.config, "train")["tvqa"][:8]
         if said:
             examples = [replace(ex, context=ex.context and said) for ex in examples]
@@ -651,6 +649,45 @@ def test_a_tokeniser_of_another_model_is_named(small, tmp_path):
     refused("tokeniser has ids up to 9999", arguments(small, tmp_path / "out", "--lm", str(lm)))
 
 
+def test_answers_are_chosen(small, tmp_path):
+    """Such a run trains, resumes exactly, is tested and asked; its file says what it can answer."""
+    whole, out = tmp_path / "whole", tmp_path / "cut"
+    given = ("--answers", "yes", "--tasks", "vqa,gqa,nlvr", "--epochs", "1", *EXACT)
+    train.main(arguments(small, whole, *given))
+    stop(arguments(small, out, *given), 8)
+    train.main(["--resume", str(out)])
+    same_run(out, whole, ("vqa", "gqa", "nlvr"))
+    held = runs.read(out / "adapter.safetensors")
+    known, results = json.loads(held.metadata["answers"]), content(out / "results.json")
+    assert known["nlvr"] == ["false", "true"] and len(known["vqa"]) == held.shape(
+        "answers.vqa.3.bias")[0]
+    for task, listed in known.items():
+        assert {x["answer"] for x in content(out / f"predictions/{task}.json")} <= {*listed}
+    config = runs.read_config(str(out))
+    assert train.test_run(config).items() <= results.items()
+    run = train.setup(config, held)
+    runs.load_trained(run, held, out / "adapter.safetensors")
+    found = ask.answers(run, train.load_split(config, "test")["nlvr"][0])
+    assert {text for text, _ in found} == {"false", "true"}
+    assert sum(p for _, p in found) == pytest.approx(1)
+
+
+def test_answers_of_a_list(small, tmp_path):
+    """Of one task; another list is another run."""
+    path, vqa = tmp_path / "list.json", ("--tasks", "vqa", "--epochs", "1")
+    given = arguments(small, tmp_path / "out", *vqa, "--answers", str(path))
+    for wrong in ([], ["a", "a"], ["a", 1], {"a": 1}):
+        path.write_text(json.dumps(wrong))
+        refused("list.json: it should be a list of different answers", given)
+    path.write_text('["yes", "red", "no"]')
+    refused("of one task", [*given, "--tasks", "vqa,gqa"])
+    train.main(given)
+    metadata = runs.read(tmp_path / "out/adapter.safetensors").metadata
+    assert json.loads(metadata["answers"]) == {"vqa": ["yes", "red", "no"]}
+    path.write_text('["yes", "no", "red"]')
+    refused("list of answers was", ["--resume", str(tmp_path / "out")])
+
+
 @pytest.mark.parametrize("lm, method, tasks", [
     ("t5", "vlpet-small", "tvqa,tvc"), ("t5", "hyperformer", "vqa,gqa,caption"),
     ("bart", "full", "vqa,nlvr"), ("bart", "prompt-multiple", "vqa,caption")])
@@ -685,8 +722,10 @@ BAD = [
     (["--lr", "nan"], "--lr"), (["--device", "tpu"], "'cuda'"),
     (["--images", "nowhere"], "nowhere"), (["--test", "nowhere"], "run's folder: add at most"),
     (["--split", "val"], "--split needs --test"),
-    (["--control", "no-frames"], "show clips"),
-    (["--tasks", "tvqa,vqa", "--control", "no-subtitles"], "show clips"),
+    (["--answers", "yes"], "of caption are written"),
+    (["--answers", "yes", "--tasks", "vqa,tvqa"], "of tvqa are written"),
+    (["--control", "no-frames"], "is for clips"),
+    (["--tasks", "tvqa,vqa", "--control", "no-subtitles"], "is for clips"),
     (["--tasks", "tvqa", "--control", "no-frames", "--frames", "all"], "--frames real"),
     (["--tasks", "tvqa", "--clips", "nowhere"], "nowhere"),
     (["--train-clip", "yes"], "--features none"), (["--features", "nowhere"], "nowhere"),
