@@ -24,9 +24,6 @@ from functools import lru_cache
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from support.gate import Number, check, fits, read_json, read_text, reading
 from support.normalize import WHITE, Shadow, cut, normalizer
 
@@ -132,13 +129,6 @@ class Tokenizer:
         skipped = self.special if skip_special else ()
         tokens = [self.tokens[i] for i in map(int, ids)]
         return self.join([token for token in tokens if token not in skipped])
-
-    def batch(self, texts: list[str], max_length: int | None = None) -> Tensor:
-        """Ids of texts, padded on the right with pad_id: (B texts, L of the longest), int64."""
-        rows = [self.encode(text, max_length) for text in texts]
-        longest = max(map(len, rows), default=0)
-        padded = [row + [self.pad_id] * (longest - len(row)) for row in rows]
-        return torch.tensor(padded, dtype=torch.long).view(len(rows), longest)    # B, L
 
 
 # --------------------------------------------------------------------------------- T5: unigram

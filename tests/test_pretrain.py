@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 
+import data
 from support.published_clip import load_clip
 from support.published_lm import load_lm
 from support.tokenizer import load_tokenizer
@@ -46,8 +47,10 @@ def test_transformers_reads_the_same_model(name):
               transformers.BartForConditionalGeneration)
     theirs = theirs.from_pretrained(FOLDERS[name]).float().eval()
     ours, tokenizer = load_lm(FOLDERS[name]), load_tokenizer(FOLDERS[name])
-    ids = tokenizer.batch(["vqa: is there a red star? scene: top large red star", "list: scene:"])
-    labels = tokenizer.batch(["yes", "top large red star"])
+    texts = "vqa: is there a red star? scene: top large red star", "list: scene:"
+    ids = data.pad([tokenizer.encode(text) for text in texts], tokenizer.pad_id)
+    answers = "yes", "top large red star"
+    labels = data.pad([tokenizer.encode(text) for text in answers], tokenizer.pad_id)
     with torch.no_grad():
         want = theirs(input_ids=ids, attention_mask=ids != tokenizer.pad_id,
                       decoder_input_ids=ours.shift_right(labels)).logits
