@@ -11,7 +11,6 @@ size, a batch belongs to one task, only what the method's row opens is trained.
 """
 import json
 import time
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -42,9 +41,9 @@ def setup(config: Config, held: weights.Tensors | None = None,
           choices: dict[str, list[str]] | None = None) -> Run:
     """The frozen language model with the method installed, its tokenizer and features.
 
-    held: the adapter file that it will load, which may have more tasks and see more widths of
-    features than are shown now. pictures: these (id -> file), not those of the configuration.
-    choices: task -> its answers, where they are chosen; of an adapter file, its own.
+    held: the adapter file that it will load, which may know more tasks, widths of features and
+    answers than are shown now. pictures: these (id -> file), not those of the configuration.
+    choices: task -> its answers, where they are chosen.
     """
     # The language model is frozen. Without a decoder, its answers are chosen.
     lm = published_lm.load_lm(config.lm, config.dropout, writes=not config.answers)
@@ -75,16 +74,16 @@ def setup(config: Config, held: weights.Tensors | None = None,
     heads = {task: AnswerHead(lm.config.d, lm.config.eps, listed, TASKS[task].answers)
              for task, listed in (choices or {}).items()}
     model = VLModel(lm, widths, tower, heads)
-    if lm.grid is not None:
-        published_lm.begin_clip_vil(model.visual, model.answers, config.lm)
     if config.pretrained:
         runs.begin_pretrained(model, config)
+    if lm.grid is not None:
+        published_lm.begin_clip_vil(model.visual, model.answers, config.lm)
 
     # The method: a row of the table, installed at its sites.
     method = methods.row(config.method, lm.config.is_t5, config.set)
     if config.train_clip:
         method = replace(method, open=(*method.open, "clip"))
-    identity = runs.identity(lm, config, method)            # before anything is installed in it
+    identity = runs.identity(lm, config, method, choices)   # before anything is installed in it
     with reading(f"--method {config.method} --set {config.set}"):
         model.install(method, tuple(tasks))
     run = Run(config, model, tokenizer, packed, identity)
@@ -349,27 +348,23 @@ def train_run(config: Config, again: bool = False) -> dict:
     if total_steps(config, examples) > data.steps_per_epoch(examples, config.batch):
         vals = load_split(config, "val")                    # several epochs: a score behind each
     tests, split = load_tests(config, "test")
-    choices = runs.choices(config, examples)
-    run = setup(config, choices=choices)
+    run = setup(config, choices=runs.choices(config, examples))
     for some in examples, vals, tests:
         check_examples(run, some)
     run.identity |= {"training data": runs.data_identity(examples),
-                     "list of answers": runs.data_identity(choices),
                      "features of the first examples": runs.features_identity(run, examples),
                      f"{split} data": runs.data_identity(tests)}
     announce(run, examples)
     if config.init and not again:
         runs.begin_with(run)
-    if not config.out:
-        run.config = resume.take_folder(config)
-    with resume.alone(run.folder, again) as stop:
+    with resume.alone(run, again) as stop:
         train(run, examples, vals, stop, again)
         results = test(run, tests, split)
         runs.report(run, results, split, time.time() - started, save=True)
     return results
 
 
-def test_run(config: Config, split: str = "test", given: Iterable[str] = ()) -> dict:
+def test_run(config: Config, split: str = "test", given: tuple[str, ...] = ()) -> dict:
     """Tests what a run trained, as it was then. given: settings that are not the run's own."""
     started, adapter = time.time(), Path(config.out) / ADAPTER
     with reading(config.out):
@@ -380,7 +375,7 @@ def test_run(config: Config, split: str = "test", given: Iterable[str] = ()) -> 
     check_examples(run, tests)
     if not {"data", "tasks"} & set(given):
         run.identity[f"{split} data"] = runs.data_identity(tests)
-    runs.load_trained(run, held, adapter, tuple(given))
+    runs.load_trained(run, held, adapter, given)
     if not (run.folder / "last").is_dir():                  # a shipped run stays as it is
         run.config = replace(config, out=f"out/{run.folder.name}")
     results = test(run, tests, split)
@@ -394,7 +389,7 @@ def test_run(config: Config, split: str = "test", given: Iterable[str] = ()) -> 
 def main(argv: list[str] | None = None) -> None:
     config, args = configs.parse(argv)
     if args.test:
-        test_run(runs.read_config(args.test, **args.given), args.split, args.given)
+        test_run(runs.read_config(args.test, **args.given), args.split, tuple(args.given))
     elif args.resume:
         train_run(runs.read_config(args.resume, **args.given), again=True)
     else:

@@ -73,13 +73,15 @@ class Stop:
 
 
 @contextmanager
-def alone(folder: Path, again: bool) -> Iterator[Stop]:
-    """Holds a run folder: one process a run, a new one (not `again`) in a free folder.
+def alone(run: Run, again: bool) -> Iterator[Stop]:
+    """Holds a run's folder: one process a run, a new one (not `again`) in a free folder.
 
     A killed owner lets go, and what it left half-written is removed.
     """
+    if not run.config.out:
+        run.config = take_folder(run.config)
+    folder, stop = run.folder, Stop()
     folder.mkdir(parents=True, exist_ok=True)
-    stop = Stop()
     with open(folder / ".lock", "w") as file:
         with reading(folder):
             assert lock(file), "another process is at work on this run: wait for it, or stop it"

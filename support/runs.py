@@ -193,13 +193,14 @@ PLACES = ("data", "images", "clips", "lm", "clip", "features", "pretrained", "in
           "device")
 
 
-def identity(lm: torch.nn.Module, config: Config, method: object) -> dict[str, str]:
+def identity(lm: torch.nn.Module, config: Config, method: object,
+             choices: dict | None = None) -> dict[str, str]:
     """What a run's numbers depend on beside settings and features; see also `data_identity`."""
     names = "tokenizer.json", "vocab.json", "merges.txt", "vocab.txt"
     files = [Path(config.lm) / name for name in names]
     return {"language model": weights.fingerprint(lm), "its config.json": repr(lm.config),
             "tokenizer": digest(*(file.read_bytes() for file in files if file.exists())),
-            "row": repr(method)}
+            "row": repr(method), "list of answers": digest(repr(choices or {}).encode())}
 
 
 def data_identity(examples: dict[str, list]) -> str:

@@ -27,7 +27,7 @@ from support import features
 from support.tokenizer import load_tokenizer
 from world import moving, pretrain_clip, pretrain_lm, scenes
 
-OUT, FIRST = "out/run", "first run"
+OUT = "out/run"
 EVERY = ("--batch", "32", "--lr", "1e-3", "--beams", "2", "--device", "cpu", "--out", OUT,
          "--epochs", "2", "--log-every", "5", "--save-every", "3", "--dropout", "0.1")
 SCENARIOS = {

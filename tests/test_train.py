@@ -204,7 +204,7 @@ def test_resuming_from_the_middle_is_exact(small, done, tmp_path, monkeypatch):
 def test_one_process_a_run(small, done, tmp_path, monkeypatch):
     """A name is taken by making the folder; a run belongs to one process; a folder without
     config.json is no run yet."""
-    with resume.alone(done, True):
+    with resume.alone(runs.Run(Config(out=str(done)), None, None, {}), True):
         refused("another process is at work", ["--resume", str(done)])
     monkeypatch.chdir(tmp_path)
     names = [resume.take_folder(Config(control=control)).out for control in ("", "", "blind")]
