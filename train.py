@@ -74,10 +74,10 @@ def setup(config: Config, held: weights.Tensors | None = None,
     heads = {task: AnswerHead(lm.config.d, lm.config.eps, listed, TASKS[task].answers)
              for task, listed in (choices or {}).items()}
     model = VLModel(lm, widths, tower, heads)
-    if config.pretrained:
-        runs.begin_pretrained(model, config)
     if lm.grid is not None:
         published_lm.begin_clip_vil(model.visual, model.answers, config.lm)
+    if config.pretrained:
+        runs.begin_pretrained(model, config)
 
     # The method: a row of the table, installed at its sites.
     method = methods.row(config.method, lm.config.is_t5, config.set)
