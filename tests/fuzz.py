@@ -1,6 +1,6 @@
 """Damages everything that is read from outside: a sentence, or the right result, and nothing else.
 
-    python -m tests.fuzz --inputs 5000 --seed 0        # the table, and every failure
+    PYTHONPATH=. python tests/fuzz.py --inputs 5000 --seed 0      # the table, and every failure
 
 An input is a copy of a good folder with one thing broken: bytes flipped, cut, put in or taken out,
 or one value made another (of JSON, a safetensors header, a zip). It is read by what a user's

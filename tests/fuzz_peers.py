@@ -67,7 +67,7 @@ def said(task: str, record: dict) -> tuple:
         choices = [f"{name}: {record[name].strip('. ')}." for name in names]
         text = " ".join([record["q"].strip(), *filter(None, [span]), *choices])
         index = record.get("answer_idx")
-        return record["qid"], text, (video,), {} if index is None else {f"a{index}": 1}
+        return record["qid"], text, (video,), {} if index in (None, []) else {f"a{index}": 1}
     name, text = record.get("clip_id"), span if task == "tvc" else ""
     captions = {described["desc"].strip(): 1 for described in record.get("descs") or []}
     return video + place if name is None else name, text, (video,), captions
@@ -116,6 +116,8 @@ def adapter(folder: Path, found: weights.Tensors) -> None:
 
 def tokens(folder: Path, found: Tokenizer) -> None:
     """A text's ids are the library's, unless it refuses the file: it checks more fields."""
+    if any(b"\r" in path.read_bytes() for path in folder.glob("*.txt")):
+        return                                    # alone it ends a line for Python, not for others
     ours = found.encode(TEXT)[0 if found.bos_id is None else 1:-1]
     theirs = ours
     with suppress(Exception):

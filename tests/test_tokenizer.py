@@ -439,6 +439,7 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
     (dict(added_tokens=[added(9, "x", single_word=True)]), "'single_word' .* not True"),
     (dict(added_tokens=[added("7", "x")]), "'id' should be a whole number, not '7'"),
     (dict(added_tokens=[added(-7, "xyz")]), "no whole number >= 0"),
+    (dict(added_tokens=[added(9999, "x")]), "'x' has two ids"),
     (dict(model=dict(type="Unigram")), "'unk_id' is missing"), (unigram([["a"]]), "not enough"),
     (unigram([["a", "much"]]), r"vocab\[3\] = \['a', 'much'\] is not a piece"),
     (unigram([["a", float("nan")]]), r"vocab\[3\] = \['a', nan\] is not a piece"),
@@ -458,6 +459,8 @@ def test_malformed_bart_files_are_named(tmp_path):
         (tmp_path / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
         (tmp_path / "merges.txt").write_text(merges, encoding="utf-8")
         refused(tmp_path, message, "vocab.json")
+    (tmp_path / "vocab.json").write_text(json.dumps(vocab | {"<mask>": 4, "a": True}))
+    refused(tmp_path, "no whole number >= 0", "vocab.json")
     (tmp_path / "merges.txt").write_bytes(b"\xff")
     refused(tmp_path, "", "merges.txt")
     (tmp_path / "merges.txt").unlink()

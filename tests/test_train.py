@@ -643,6 +643,13 @@ def test_a_text_that_cannot_fit_is_named_before_training(small, tmp_path, said, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_digest_is_of_everything_in_a_file():
+    x = torch.zeros(2, 3)
+    files = [{"a": x}, {"b": x}, {"a": x.view(3, 2)}, {"a": x.int()}, {"a": x + 1}]
+    digests = [runs.digest_all(tensors, {}) for tensors in files]
+    assert len({*digests, runs.digest_all(files[0], {"step": "1"})}) == 6
+
+
 def test_a_tokeniser_of_another_model_is_named(small, tmp_path):
     lm = Path(shutil.copytree(small / "bart", tmp_path / "lm"))
     (lm / "vocab.json").write_text(json.dumps(content(lm / "vocab.json") | {"zebra": 9999}))

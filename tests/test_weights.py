@@ -208,6 +208,8 @@ def test_numbers_that_are_not_finite_are_refused():
     for wrong in (float("nan"), float("inf")):
         with pytest.raises(BadInput, match="last: NaN or inf in bad"):
             weights.finite(good | {"bad": torch.tensor([1.0, wrong]).half()}, "last")
+        with pytest.raises(BadInput, match="a holds NaN or inf"):
+            weights.load({"a": torch.zeros(2)}, {"a": torch.tensor([1.0, wrong])})
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "a b's.pth", "RN101.pt"])
