@@ -337,7 +337,7 @@ def load_tests(config: Config, split: str) -> tuple[Examples, str]:
         return load_split(config, split), split
     except data.Unanswered as why:
         print(f"{why} The validation split is scored instead; for their server: --split submit")
-        return load_split(config, "val"), "val"
+    return load_split(config, "val"), "val"
 
 
 def train_run(config: Config, again: bool = False) -> dict:
