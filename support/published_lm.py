@@ -24,7 +24,7 @@ from t5 import Config, EncoderDecoder, bart, bert, t5
 # ---------------------------------------------------------------------------- what a config says
 
 SIZE = Number(1, 2**24, whole=True)
-LAYERS = Number(1, 999, whole=True)
+LAYERS = Number(1, 200, whole=True)
 COUNT = Number(0, 2**24, whole=True)                     # a token's id, the length of an n-gram
 DROPOUT = Number(0, 0.999999)
 
