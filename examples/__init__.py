@@ -1,0 +1,1 @@
+"""Data sets from elsewhere, brought into the formats that data.py reads."""
