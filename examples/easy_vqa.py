@@ -30,7 +30,7 @@ def find_package() -> Path:
 
 
 def read_part(source: Path, part: str) -> dict[int, list[dict]]:
-    """The questions of data/train or data/test by picture: published are [text, answer, picture]."""
+    """The questions of data/train or data/test, by picture: a list of [text, answer, picture]."""
     path = source / part / "questions.json"
     pictures = defaultdict(list)
     with reading(path):

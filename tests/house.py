@@ -9,11 +9,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = (".", "support", "tools", "world")
-FILES = {}                                               # "support.gate" -> its path
-for room in ROOMS:
-    for path in sorted((ROOT / room).glob("*.py")):
-        if path.name != "__init__.py":
-            FILES[str(path.relative_to(ROOT))[:-3].replace("/", ".")] = path
+
+
+def files(*rooms: str) -> dict[str, Path]:
+    """The Python files of these rooms by what one imports: "support.gate" -> its path."""
+    paths = [path for room in rooms for path in sorted((ROOT / room).glob("*.py"))
+             if path.name != "__init__.py"]
+    return {str(path.relative_to(ROOT))[:-3].replace("/", "."): path for path in paths}
+
+
+FILES = files(*ROOMS)
+EXAMPLES = files("examples")       # held to the same rules, but beside the house: not counted
 LESSON = ("adapters", "clip_encoder", "t5", "model", "data", "train", "support.weights",
           "support.tokenizer", "support.metrics")
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

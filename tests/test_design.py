@@ -4,12 +4,13 @@ import re
 import sys
 
 import pytest
-from house import FILES, LESSON, ROOT, measure, total
+from house import EXAMPLES, FILES, LESSON, ROOT, measure, total
 
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 PACKAGES = {"torch": "torch", "numpy": "numpy", "pillow": "PIL", "tqdm": "tqdm",
             "safetensors": "safetensors"}
-ROOMS = ("support", "tools", "world")
+ROOMS = ("support", "tools", "world", "examples")
+ALL = FILES | EXAMPLES
 
 
 def imports(path) -> set[str]:
@@ -22,10 +23,10 @@ def imports(path) -> set[str]:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             names.add(node.module)
-    return {name if name in FILES else name.split(".")[0] for name in names}
+    return {name if name in ALL else name.split(".")[0] for name in names}
 
 
-OURS = {name: imports(path) & FILES.keys() for name, path in FILES.items()}
+OURS = {name: imports(path) & ALL.keys() for name, path in ALL.items()}
 
 
 @pytest.mark.parametrize("name", ["t5", "clip_encoder", "adapters"])
@@ -48,26 +49,26 @@ def test_arrows_point_one_way():
         for name in ground:
             del left[name]
     for name, used in OURS.items():
-        assert not any(other.startswith("tools.") for other in used), name
+        assert not any(other.startswith(("tools.", "examples.")) for other in used), name
         assert not name.startswith("support.") or not used & {"train", "world.scenes"}, name
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ALL)
 def test_run_time_packages(name):
     allowed = set(PACKAGES.values())
     if name in ("adapters", "t5", "model"):
         allowed = {"torch"}
     if name == "support.pictures":                  # only to read the papers' published features
         allowed.add("h5py")
-    foreign = imports(FILES[name]) - sys.stdlib_module_names - FILES.keys() - {*ROOMS}
+    foreign = imports(ALL[name]) - sys.stdlib_module_names - ALL.keys() - {*ROOMS}
     assert foreign <= allowed
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ALL)
 def test_never(name):
     """No lenient loading, no pickles, no code from text, nothing caught blindly."""
-    assert not imports(FILES[name]) & {"pickle", "shelve", "marshal", "dill", "joblib"}
-    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+    assert not imports(ALL[name]) & {"pickle", "shelve", "marshal", "dill", "joblib"}
+    for node in ast.walk(ast.parse(ALL[name].read_text(encoding="utf-8"))):
         where = f"{name}, line {getattr(node, 'lineno', 0)}"
         if isinstance(node, ast.keyword):
             assert (node.arg, ast.unparse(node.value)) not in (
@@ -79,7 +80,7 @@ def test_never(name):
                 "Exception", "BaseException"), where
 
 
-@pytest.mark.parametrize("path", [*FILES.values(), *TESTS], ids=str)
+@pytest.mark.parametrize("path", [*ALL.values(), *TESTS], ids=str)
 def test_page(path):
     """Every file says first what it is for, in lines of 100."""
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -87,10 +88,10 @@ def test_page(path):
     assert [i for i, line in enumerate(lines, 1) if len(line) > 100 or line != line.rstrip()] == []
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", ALL)
 def test_lines_read_plainly(name):
     """No walrus but in `while`, no comprehension in another, no function longer than a page."""
-    found = measure(FILES[name])
+    found = measure(ALL[name])
     assert found["walrus"] == found["nested"] == 0
     assert found["longest"] <= 75 and found["lines"] <= 510
 
@@ -108,7 +109,7 @@ def test_the_house_stays_small():
 
 
 def test_one_file_opens_weights():
-    for name, path in FILES.items():
+    for name, path in ALL.items():
         assert "safetensors" not in imports(path) or name in ("support.weights", "support.gate")
 
 
