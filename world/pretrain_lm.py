@@ -41,7 +41,7 @@ from world.shapes import NEAR, NUMBERS, PLACE, PLACES, Scene, captions, describe
 WEIGHTS = Path(__file__).parent.parent / "weights"
 RECIPES = {               # folder, dialect, steps, learning rate, positions, noise, clips to read
     "bart": ("tiny-bart", "bart", 12000, 1.5e-3, 130, 0.3, 0),
-    "t5": ("tiny-t5", "t5", 6000, 1.5e-3, 130, 0.5, 0),     # its order embedding is noise, too
+    "t5": ("tiny-t5", "t5", 12000, 1.5e-3, 130, 0.5, 0),     # its order embedding is noise, too
     "video": ("tiny-bart-video", "bart", 9500, 1e-3, 602, 0.3, 12000)}
 BATCH = 64
 WORD = re.compile(r" ?[a-z<>_]+| ?[0-9]+| ?[^a-z0-9\s]+")   # GPT-2's split rule on the world's text
@@ -131,8 +131,7 @@ class Clips:
         with TemporaryDirectory() as folder:
             moving.build(Path(folder) / "video", count, seed, drawn=False)
             self.shots = json.loads((Path(folder) / "video/stories.json").read_text())
-            # As training on the built-in clips shows them (config.py, subtitles).
-            self.examples = {(task, split): data.load_examples(task, split, folder, "span")
+            self.examples = {(task, split): data.load_examples(task, split, folder, "all")
                              for task, split in product(moving.TASKS, ("train", "val"))}
 
     def texts(self) -> list[str]:
@@ -220,7 +219,11 @@ class Reader:
             task = pick(rng, ("tvqa", "how2qa"))
             ex = pick(rng, self.clips.examples[task, "train"])
             (answer,) = ex.targets
-            text = f"{offered(ex.text, answer)} {ex.text[ex.text.index('a0:'):]} {task}:"
+            shown = offered(ex.text, answer)
+            if shown in moving.MOTIONS and rng.random() < 0.5:      # how its frames will show it
+                sizes = [SIZE_WORDS[radius] for radius in moving.MOTIONS[shown]]
+                shown = " ".join(map(" ".join, zip(MOMENTS, sizes)))
+            text = f"{shown} {ex.text[ex.text.index('a0:'):]} {task}:"
             return self.ids(text), None, self.ids(answer)
         if task == "list":
             shown = scenes.example("caption", rng, True, most).scenes
@@ -320,7 +323,7 @@ def draw_batch(reader: Reader, rng: Random, done: float):
     """A batch for training; done: the share of the steps that are done."""
     most = min(5, 2 + int(4 * done / 0.3))                  # first scenes of one or two objects
     how = "bags"
-    if rng.random() < 0.15:
+    if rng.random() < 0.3:
         how = "plain"
     elif rng.random() < 0.15:
         how = "dense"
