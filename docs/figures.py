@@ -221,9 +221,9 @@ def drawn_kronecker() -> str:
         shapes += [text(50, y + 16, f"R{k + 1}", 14, bold=True),
                    matrix(20, y + 28, R[k], lambda i, j: SHADES[2 * i + j]),
                    text(98, y + 64, "(x)", 16), text(152, y + 16, f"W{k + 1}", 14, bold=True),
-                   matrix(122, y + 28, W[k], lambda i, j: "#ffffff"), text(206, y + 64, "=", 18),
+                   matrix(122, y + 28, W[k], lambda i, j: "#ffffff"), text(206, y + 64, "=", 16),
                    matrix(228, y, torch.kron(R[k], W[k]), blocks),
-                   text(390, y + 64, ("+", "=")[k], 18)]
+                   text(390, y + 64, ("+", "=")[k], 16)]
     shapes += [text(206, 408, "M =", 14, bold=True), matrix(228, 344, M, blocks),
                text(20, 26, "Each number of R becomes a block: that number times W.",
                     anchor="start"),
