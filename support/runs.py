@@ -11,6 +11,7 @@
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -25,6 +26,11 @@ from config import Config
 from model import VLModel
 from support import features, weights
 from support.gate import fits, read_json, read_text, reading, replace_file
+
+try:
+    import resource
+except ImportError:
+    resource = None                                         # Windows does not tell
 
 ADAPTER, BEST = "adapter.safetensors", "last/best.safetensors"
 
@@ -239,6 +245,14 @@ def check_same(run: Run, held: weights.Tensors, path: Path, free: tuple[str, ...
 
 # ------------------------------------------------------------------------------- results
 
+def peak_memory(device: str) -> int:
+    """The most bytes held at once: on the GPU, or by this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024          # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit if resource else 0
+
+
 def report(run: Run, results: dict, split: str, seconds: float, save: bool = False) -> None:
     """Prints the results as a table in Markdown; save: keeps them, too."""
     config, (_, trainable, total) = run.config, run.model.counts()[-1]
@@ -254,5 +268,6 @@ def report(run: Run, results: dict, split: str, seconds: float, save: bool = Fal
     print("\n".join(lines), end="")
     if save:
         save_json(run.folder / "results.json", results | {
-            "trainable": trainable, "total": total, "seconds": round(seconds, 1), "split": split})
+            "trainable": trainable, "total": total, "seconds": round(seconds, 1),
+            "memory": peak_memory(run.device), "split": split})
         replace_file(run.folder / "results.md", "\n".join(lines))
