@@ -4,57 +4,40 @@
     python -m tools.ask --run out/vlpet-large --image photo.jpg "what is on the table?"
     python -m tools.ask --run out/vlpet-large --image photo.jpg --task caption
     python -m tools.ask --image left.jpg --image right.jpg --task nlvr "both show a dog"
+    python -m tools.ask --report                                     # with a page of the gates
 
 From the raw picture to the answer: CLIP's features, the frozen language model with what the run
 trained, the answer with its probability and the five best beams. Without --run it is the tiny run
-of weights/tiny-vlpet, which knows drawn shapes and nothing else.
+of weights/tiny-vlpet, which knows drawn shapes and nothing else. A scene that it draws, and the
+page of --report, are kept in out/ask.
 
     python -m pytest tests/test_ask.py
 """
 import argparse
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 from random import Random
 
-import train
 from config import task_list
-from data import ANSWERS, TASKS, Example
+from data import TASKS, Example
 from support import runs
-from support.gate import program, reading
+from support.gate import program, reading, replace_file
+from tools.report import answers, asked_page, load, look
 from world import scenes
 
-
-def answers(run: runs.Run, example: Example, beams: int = 5) -> list[tuple[str, float]]:
-    """The best answers and their probabilities, the likeliest first: nlvr's two, or the beams'; of
-    answers that are chosen, the five best."""
-    run.model.eval()
-    batch, found = train.collate(run, [example]), {}
-    if run.model.answers:
-        head = run.model.head(batch)
-        p, best = head.probabilities(run.model(batch))[0].topk(min(5, len(head.vocabulary)))
-        found = {head.vocabulary[i]: chance for i, chance in zip(best.tolist(), p.tolist())}
-    elif TASKS[example.task].decode == "choice":
-        p = run.model.choose(batch, train.choice_tokens(run.tokenizer))[0].tolist()
-        found = dict(zip(ANSWERS, p))
-    else:
-        texts, logp = run.model.beams(batch, beams)
-        for ids, p in zip(texts[0].tolist(), logp[0].exp().tolist()):
-            # Spellings that differ in blanks are one answer.
-            answer = train.answer_text(run.tokenizer, ids).strip()
-            found[answer] = found.get(answer, 0.0) + p
-    return sorted(found.items(), key=lambda item: -item[1])
+FOLDER = Path("out/ask")
 
 
-def built_in(task: str, seed: int) -> tuple[dict[str, BytesIO], str, str]:
+def built_in(task: str, seed: int) -> tuple[list[Path], str, str]:
     """Pictures, question and right answer of the built-in world; prints what they show."""
     generator = Random(seed)
-    item, pictures = scenes.example(task, generator, True), {}
+    item, paths = scenes.example(task, generator, True), []
+    FOLDER.mkdir(parents=True, exist_ok=True)
     for i, scene in enumerate(item.scenes):
-        print("scene: " + ", ".join(scenes.describe(scene)))
-        pictures[f"scene {i}"] = BytesIO()
-        scenes.render(scene, generator).save(pictures[f"scene {i}"], "png")
-    return pictures, item.text, item.answer
+        paths.append(FOLDER / f"{task}-{seed}-{i}.png")
+        scenes.render(scene, generator).save(paths[-1])
+        print(f"scene: {', '.join(scenes.describe(scene))}   ({paths[-1]})")
+    return paths, item.text, item.answer
 
 
 @program
@@ -67,8 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image", action="append", default=[], help="none: a built-in scene")
     parser.add_argument("--task", default="vqa", choices=still)
     parser.add_argument("--seed", type=int, default=0, help="of the built-in scene")
+    parser.add_argument("--report", action="store_true", help="also write a page, with the gates")
     args = parser.parse_args(argv)
-    config, question = runs.read_config(args.run, device=""), args.question
+    config, question, right = runs.read_config(args.run, device=""), args.question, ""
     with reading(args.run):
         known, needed = task_list(config), 2 if args.task == "nlvr" else 1
         assert args.task in known, f"it was trained on {', '.join(known)}, not on {args.task}"
@@ -77,20 +61,24 @@ def main(argv: list[str] | None = None) -> None:
         if args.image or question:
             assert bool(question) == (args.task != "caption"), \
                 "a caption needs no question, every other task one, behind the flags"
-    pictures, right = {f"{i} {path}": Path(path) for i, path in enumerate(args.image)}, ""
+    paths = list(map(Path, args.image))
     if not args.image:
-        pictures, text, answer = built_in(args.task, args.seed)
+        paths, text, answer = built_in(args.task, args.seed)
         if not question:
-            question, right = text, f"   (right: {answer})"
+            question, right = text, answer
+    pictures = {f"{i} {path}": path for i, path in enumerate(paths)}
     if args.clip:
         config = replace(config, clip=args.clip)
-    path = Path(config.out) / "adapter.safetensors"
-    held = runs.read(path)
-    run = train.setup(config, held, pictures)
-    runs.load_trained(run, held, path, ("device",))
-    print(f"{args.task}: {question}".rstrip(": ") + right)
-    for text, p in answers(run, Example(args.task, 0, question, tuple(pictures), {})):
+    run = load(config, pictures)
+    example = Example(args.task, 0, question, tuple(pictures), {})
+    said = f"{args.task}: {question}".rstrip(": ")
+    print(f"{said}   (right: {right})" if right else said)
+    for text, p in answers(run, example):
         print(f"{100 * p:6.1f} %  {text}")
+    if args.report:
+        path = FOLDER / f"{paths[0].stem}.html"
+        replace_file(path, asked_page(run, look(run, example, pictures), right))
+        print(f"page: {path}")
 
 
 if __name__ == "__main__":
