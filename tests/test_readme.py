@@ -198,14 +198,14 @@ def test_a_method_and_a_task_are_added(copied):
     """README's row trains on README's task, in the files that README describes."""
     add(copied)
     assert "gated-parallel" in run(copied, "-m", "tools.count", "--method", "gated-parallel")
-    mine = copied / "datasets/mine"
+    mine = copied / "mine"
     (mine / "count").mkdir(parents=True)
     (mine / "images").symlink_to(copied / "datasets/world/images")
     asked = json.loads((copied / "datasets/world/vqa/karpathy_train.json").read_text())
     counting = [record for record in asked if record["sent"].startswith(("how many", "what num"))]
     for split in ("train", "val", "test"):
         (mine / f"count/{split}.json").write_text(json.dumps(counting))
-    run(copied, "train.py", "--data", "datasets/mine", "--tasks", "count", "--method",
+    run(copied, "train.py", "--data", "mine", "--tasks", "count", "--method",
         "gated-parallel", "--batch", "8", "--steps", "4")
     results = json.loads((copied / "out/gated-parallel/results.json").read_text())
     assert "accuracy" in str(results)
