@@ -1,0 +1,89 @@
+"""What do the commands of the lessons print?
+
+    python -m lessons.run                   # runs them all, writes what they print into the pages
+    python -m lessons.run 3 5               # those of pages 3 and 5
+    python -m pytest tests/test_lessons.py
+
+A fenced block that begins with "$ " is a command with its output: what stands below the command is
+what it printed when this program ran last. What should not be shown, the command itself cuts off
+(| tail -3), and it goes on in the next line while a quote is open. The commands of a page run one
+after another in a fresh copy of the code: a later one finds what an earlier one left.
+"""
+import argparse
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from support.gate import program, reading, replace_file
+
+LESSONS = Path(__file__).resolve().parent
+ROOT = LESSONS.parent
+PAGES = {path.name[0]: path for path in sorted(LESSONS.glob("[1-8]_*.md"))}
+BLOCK = re.compile(r"^```\n\$ (.*?)^```$", re.M | re.S)
+STAMP = re.compile(r"^\*Outputs: .*\*$", re.M)
+
+
+def split(block: str) -> tuple[str, str]:
+    """A block behind its "$ " -> the command, and the output below it."""
+    lines = block.splitlines(keepends=True)
+    for i in range(1, len(lines) + 1):
+        command = "".join(lines[:i])
+        try:
+            shlex.split(command)
+        except ValueError:                              # a quote is open: the command goes on
+            continue
+        return command, "".join(lines[i:])
+    raise AssertionError(f"a quote is never closed: {lines[0]}")
+
+
+def copy_code(folder: Path) -> None:
+    """The code as it is now, with the same weights and the same built-in data."""
+    left_out = shutil.ignore_patterns(".*", "__pycache__", "out", "weights", "datasets")
+    shutil.copytree(ROOT, folder, ignore=left_out, dirs_exist_ok=True)
+    for name in ("weights", "datasets"):
+        (ROOT / name).mkdir(exist_ok=True)
+        (folder / name).symlink_to(ROOT / name)
+
+
+def run(page: Path) -> None:
+    """Runs a page's commands and rewrites their outputs and the line that says how they came."""
+    started = time.time()
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of "python"
+    with tempfile.TemporaryDirectory() as folder:
+        copy_code(Path(folder))
+
+        def printed(found: re.Match) -> str:
+            command, _ = split(found[1])
+            print(f"$ {command}", end="", flush=True)
+            done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=folder, text=True,
+                                  stdout=subprocess.PIPE, env=os.environ | {"PATH": path})
+            assert done.returncode == 0, f"{page.name}: the command failed: {command}"
+            print(f"{done.stdout}# {time.time() - started:.0f} s\n")
+            return f"```\n$ {command}{done.stdout}```"
+
+        text = BLOCK.sub(printed, page.read_text(encoding="utf-8"))
+    stamp = (f"*Outputs: `python -m lessons.run {page.name[0]}`, {time.time() - started:.0f} s on "
+             f"{os.cpu_count()} cores, torch {version('torch')}.*")
+    replace_file(page, STAMP.sub(stamp, text))
+
+
+@program
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Runs the lessons' commands.")
+    parser.add_argument("pages", nargs="*", help="their numbers; default: all")
+    numbers = parser.parse_args(argv).pages or PAGES
+    with reading("the pages"):
+        pages = [PAGES[number] for number in numbers]
+    for page in pages:
+        run(page)
+
+
+if __name__ == "__main__":
+    main()
