@@ -74,7 +74,7 @@ def test_scores_weigh_alike():
     lines = {"full": {"scores": {"vqa": [50, 70], "caption": [500, 500]}},
              "adapter": {"scores": {"vqa": [30, 60], "caption": [500, 250]}}}
     compare.normalise(lines)
-    assert lines["adapter"]["of full"] == [mean([50, 100]), mean([100, 50])]
+    assert lines["adapter"]["of full"] == pytest.approx([mean([50, 100]), mean([100, 50])])
 
 
 def test_published_numbers():
@@ -82,8 +82,10 @@ def test_published_numbers():
     counted = {name: 100 * trainable / total for name, trainable, total in
                count.table("bart-base", 2048, methods.methods(is_t5=False))}
     for name, entry in compare.PICTURES.items():
-        share, scores, average = (entry.paper or "- | | -").split("|")
-        scores = [float(score) for score in scores.split()]
+        if not entry.paper:
+            continue
+        share, scores, average = entry.paper.split(" | ")
+        scores = [float(score) for score in scores.split() if score != "-"]
         if name in counted:
             assert abs(float(share) - counted[name]) < 0.025, name
         assert not scores or abs(mean(scores) - float(average)) < 0.06, name

@@ -63,19 +63,19 @@ PICTURES = {
     "vlpet-middleX": Entry(paper="2.98 | 65.54 54.53 72.66 120.72 | 78.37"),
     "vlpet-middleY": Entry(paper="2.98 | 65.36 53.83 73.43 120.31 | 78.23"),
     "vlpet-large": Entry(paper="4.16 | 66.17 55.11 73.43 122.03 | 79.18"),
-    "frozen": Entry(paper="1.14 | | 47.1"),
-    "norms": Entry(paper="1.18 | | 62.9"),
-    "adapter-multiple": Entry(paper="12.22 | | 75.9"),
-    "adapter-half-shared": Entry(paper="8.36 | | 75.9"),
-    "compacter-multiple": Entry(paper="7.05 | | 75.8"),
-    "lora-multiple": Entry(paper="17.72 | | 74.2"),
-    "prompt-multiple": Entry(paper="4.53 | | 59.4"),
+    "frozen": Entry(paper="1.14 | - | 47.1"),
+    "norms": Entry(paper="1.18 | - | 62.9"),
+    "adapter-multiple": Entry(paper="12.22 | - | 75.9"),
+    "adapter-half-shared": Entry(paper="8.36 | - | 75.9"),
+    "compacter-multiple": Entry(paper="7.05 | - | 75.8"),
+    "lora-multiple": Entry(paper="17.72 | - | 74.2"),
+    "prompt-multiple": Entry(paper="4.53 | - | 59.4"),
     "dora": Entry(paper="5.96 | 65.8 54.7 73.1 115.9 | 77.4"),
     "adapter (norms frozen)": Entry("--method adapter --set open=none"),
     "adapter (no task names)": Entry("--method adapter --task-names no"),
     "adapter (one task alone)": Entry("--method adapter", alone=True),
     "adapter (CLIP trained)": Entry("--method adapter --features none --train-clip yes"),
-    "adapter (behind V&L)": Entry("--method adapter --pretrained {full}", "4.18 | | 79.2"),
+    "adapter (behind V&L)": Entry("--method adapter --pretrained {full}", "4.18 | - | 79.2"),
     "vlpet-large (no G)": Entry("--set gate=none"),
     "vlpet-large (decoder adapters)": Entry(
         "--set decoder=none,decoder.self_attn=adapter,decoder.cross_attn=adapter,"
@@ -89,7 +89,7 @@ CLIPS = {
     "lora": Entry(paper="5.17 | 75.5 72.9 44.6 140.9 | 83.4"),
     "dora": Entry(paper="5.19 | 76.3 74.1 45.8 145.4 | 85.4"),
     "adapter": Entry(paper="3.39 | 76.6 73.9 46.3 152.9 | 87.4"),
-    "vlpet-large": Entry(paper="- | | 88.63"),
+    "vlpet-large": Entry(paper="- | - | 88.63"),
     "frozen": Entry(),
     "vlpet-large (no subtitles)": Entry("--control no-subtitles"),
     "vlpet-large (no frames)": Entry("--control no-frames"),
@@ -239,11 +239,13 @@ def prepare(jobs: list[Job]) -> None:
 
 def line_of(name: str, jobs: list[Job]) -> dict | None:
     """An entry's line: the scores of each task, a number a seed, and what a run costs."""
-    by_seed = {}
+    done = {}
     for job in jobs:
         if job.name == name:
-            by_seed.setdefault(job.seed, []).append(job)    # several, where tasks stand alone
-    done = {seed: runs for seed, runs in by_seed.items() if all(run.results() for run in runs)}
+            done.setdefault(job.seed, []).append(job)       # several, where tasks stand alone
+    for job in jobs:
+        if job.name == name and not job.results():
+            done.pop(job.seed, None)
     if not done:
         return None
     scores, minutes, memory = {}, [], []
@@ -271,9 +273,9 @@ def normalise(lines: dict[str, dict]) -> None:
     if not best or min(best.values()) == 0:                 # no share of nothing
         return
     for line in lines.values():
-        shares = [[100 * score / best[task] for score in found]
-                  for task, found in line["scores"].items()]
-        line["of full"] = [mean(seed) for seed in zip(*shares)]
+        shares = torch.tensor([*line["scores"].values()])                   # tasks, seeds
+        shares = shares / torch.tensor([[best[task]] for task in line["scores"]])
+        line["of full"] = (100 * shares.mean(0)).tolist()
 
 
 def spread(values: list[float]) -> float:
@@ -313,9 +315,9 @@ def markdown(command: str, lines: dict[str, dict], found: list[dict], paper: dic
     text = [f"`{command}`", "", machine(), "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, line in lines.items():
         share, of_each, average = paper.get(name, ("", "", ""))
-        published = of_each.split() or [""] * len(tasks)
-        if len(published) != len(tasks):                    # other tasks were asked for
-            published, share, average = [""] * len(tasks), "", ""
+        published = of_each.split()
+        if len(published) != len(tasks):                    # an average alone was published
+            published = [""] * len(tasks)
         cells = [name, f"{line['trainable']:.2f}", *(shown(line["scores"][t]) for t in tasks),
                  shown(line["average"]), shown(line["of full"]) if "of full" in line else "",
                  f"{line['steps']:,}", f"{line['minutes']:.1f}", f"{line['memory']:.0f}",
@@ -353,8 +355,7 @@ def write(command: str, entries: dict[str, Entry], jobs: list[Job], to: Path) ->
         raise BadInput(f"no run is finished; what they said lies beside their folders in {to}")
     normalise(lines)
     found = findings(lines)
-    paper = {name: [part.strip() for part in entry.paper.split("|")]
-             for name, entry in entries.items() if entry.paper}
+    paper = {name: entry.paper.split(" | ") for name, entry in entries.items() if entry.paper}
     text = markdown(command, lines, found, paper)
     to.parent.mkdir(parents=True, exist_ok=True)
     replace_file(to.with_suffix(".md"), text)
@@ -388,6 +389,8 @@ def main(argv: list[str] | None = None) -> None:
     entries, always = STUDIES[study]
     out = args.out or Path(f"out/compare-{study}")
     with reading("--rows, --seeds and --jobs"):
+        if "--tasks" in flags:                              # published are the study's
+            entries = {name: replace(entry, paper="") for name, entry in entries.items()}
         if args.rows:                                       # an entry, or any row of methods.py
             known = dict.fromkeys(methods.methods(is_t5=False), Entry()) | entries
             entries = {name: known[name] for name in args.rows.split(",")}
