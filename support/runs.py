@@ -33,6 +33,7 @@ except ImportError:
     resource = None                                         # Windows does not tell
 
 ADAPTER, BEST = "adapter.safetensors", "last/best.safetensors"
+WRITES = "lm.decoder.", "lm.head."                          # what a model that chooses lacks
 
 
 @dataclass
@@ -168,6 +169,9 @@ def begin_pretrained(model: VLModel, config: Config) -> None:
             "it trained CLIP, too: packed features are from before that, use --features none")
     started = {name: p for name, p in model.named_parameters()
                if name in held or not name.startswith("clip.")}
+    if model.answers and "answers" not in held.metadata:    # it wrote: its decoder is not needed
+        started = {name: p for name, p in started.items() if not name.startswith("answers.")}
+        held = {name: held[name] for name in held if not name.startswith(WRITES)}
     weights.load(started, held, where=str(path))
 
 

@@ -18,6 +18,7 @@ F their width.
 import argparse
 import json
 import math
+import time
 from collections.abc import Callable
 from io import BytesIO
 from itertools import chain
@@ -252,7 +253,8 @@ def main(argv: list[str] | None = None) -> None:
     card = {"made by": f"python -m world.pretrain_clip --steps {args.steps}",
             "pictures seen": 2 * PAIRS * args.steps, "linear probe": probe(vit),
             "linear probe, untrained": untrained,
-            "parameters": sum(parameter.numel() for parameter in vit.parameters())}
+            "parameters": sum(parameter.numel() for parameter in vit.parameters()),
+            "cpu seconds": round(time.process_time())}
     center(vit)
     save_clip(vit, args.out, card)
     print(json.dumps(card, indent=1))

@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -389,6 +390,7 @@ def main(argv: list[str] | None = None) -> None:
         "made by": f"python -m world.pretrain_lm {args.model} --steps {steps}",
         "examples seen": f"{steps} batches of {BATCH} (dense ones half)",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "cpu seconds": round(time.process_time()),
         "described scenes, % right": read_well(model, reader, 2000)})
 
 
