@@ -223,7 +223,7 @@ class Done(NamedTuple):
 
 
 def read_run(folder: str) -> Done:
-    config = runs.read_config(folder, device="")
+    config = runs.read_config(str(folder), device="")
     path = Path(config.out) / "results.json"
     with reading(path):
         assert path.exists(), "this run is not finished: go on with python train.py --resume RUN"
@@ -291,7 +291,7 @@ def picked(examples: list[Example], said: list[str]) -> list[tuple[Example, str]
     return [*pairs[:2], *pairs[2:][-2:]]
 
 
-def card(seen: Look, said: str = "", right: str = "") -> str:
+def card(seen: Look, said: str | None = None, right: str = "") -> str:
     """A picture with question, right answer, what was said, and the likeliest answers."""
     parts, example = [], seen.example
     parts.append(strip([inline(image, "what is shown") for image, *_ in seen.tiles if image]))
@@ -300,7 +300,7 @@ def card(seen: Look, said: str = "", right: str = "") -> str:
         parts.append(f'<p class="soft">subtitles: {escape(example.context)}</p>')
     if right:
         parts.append(f"<p>right: {escape(right)}</p>")
-    if said:
+    if said is not None:                                   # it may be no word at all
         good = score(example, said)
         kind, sign = "wrong", "&#10007;"
         if good >= 50:                                     # of a caption half of the words
