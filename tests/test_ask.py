@@ -3,11 +3,20 @@ from random import Random
 
 import pytest
 import torch
+from house import ROOT
+from PIL import Image
 
 import clip_encoder
 from support.published_clip import load_clip
 from tools import ask
 from world import pretrain_clip, scenes
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    """Scenes and pages are kept in the working folder's out/ask; what is shipped is found beside
+    the code."""
+    monkeypatch.chdir(tmp_path)
 
 
 def lines(capsys, *argv: str) -> list[str]:
@@ -16,9 +25,9 @@ def lines(capsys, *argv: str) -> list[str]:
 
 
 @pytest.mark.parametrize("task", scenes.TASKS)
-def test_a_built_in_scene(capsys, monkeypatch, tmp_path, task):
-    """The scene in words, the question with the right answer, then answers with probabilities;
-    from another working folder the same, for what is shipped is found beside the code."""
+def test_a_built_in_scene(capsys, task):
+    """The scene in words and as a file, the question with the right answer, then answers with
+    probabilities; asked about that file, the same."""
     found = lines(capsys, "--task", task, "--seed", "3")
     pictures = 2 if task == "nlvr" else 1
     assert all(line.startswith("scene: ") for line in found[:pictures])
@@ -28,8 +37,26 @@ def test_a_built_in_scene(capsys, monkeypatch, tmp_path, task):
     p = [float(number) for number, _ in answers]
     assert p == sorted(p, reverse=True) and 0 < sum(p) <= 100.1
     assert (task != "nlvr" or sum(p) == pytest.approx(100, abs=0.2))
-    monkeypatch.chdir(tmp_path)
-    assert lines(capsys, "--task", task, "--seed", "3") == found
+    paths = [line.rpartition("(")[2].rstrip(")") for line in found[:pictures]]
+    assert all(Image.open(path).size == (96, 96) for path in paths)
+    argv = [word for path in paths for word in ("--image", path)]
+    asked = found[pictures].partition("   (right")[0].partition(": ")[2]
+    again = lines(capsys, *argv, "--task", task, *filter(None, [asked]))
+    assert again[1:] == found[pictures + 1:]
+
+
+def test_a_page_about_one_picture(capsys, photo):
+    """--report: the same answers, the gates, the picture; from a scene also the right answer."""
+    found = lines(capsys, *photo, "--report", "what color is the circle?")
+    path = found[-1].removeprefix("page: ")
+    text = open(path, encoding="utf-8").read()
+    assert path == "out/ask/photo.html" and "what color is the circle?" in text
+    for line in found[1:-1]:
+        p, answer = line.split("%")
+        assert f"<span>{answer.strip()}</span><span>{p.strip()} %</span>" in text or float(p) < 0.1
+    assert text.count("<h3>layer ") == 6 and "<p>right: " not in text
+    assert lines(capsys, "--seed", "3", "--report")[-1] == "page: out/ask/vqa-3-0.html"
+    assert "<p>right: cross" in open("out/ask/vqa-3-0.html", encoding="utf-8").read()
 
 
 def test_it_sees(capsys):
@@ -57,7 +84,7 @@ def test_a_picture_of_ones_own(capsys, photo):
 def test_errors_are_one_sentence(tmp_path, photo):
     (tmp_path / "text.png").write_text("no picture")
     torch.manual_seed(0)
-    tower = clip_encoder.randomized(load_clip("weights/tiny-clip"))
+    tower = clip_encoder.randomized(load_clip(ROOT / "weights/tiny-clip"))
     pretrain_clip.save_clip(tower, tmp_path / "clip", {})
     for argv, named in ((["--image", str(tmp_path / "text.png"), "what?"], "text.png"),
                         (["--image", str(tmp_path / "none.png"), "what?"], "none.png"),
