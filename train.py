@@ -361,6 +361,7 @@ def train_run(config: Config, again: bool = False) -> dict:
         train(run, examples, vals, stop, again)
         results = test(run, tests, split)
         runs.report(run, results, split, time.time() - started, save=True)
+        print(f"to look at it: python -m tools.report {run.folder}")
     return results
 
 
