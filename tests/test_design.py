@@ -41,7 +41,7 @@ def test_only_the_model_knows_both_sides():
 
 
 def test_arrows_point_one_way():
-    """No circles; what a lesson leans on knows no programs; nothing imports a program."""
+    """No circles; what a lesson leans on knows no programs, only a program imports one."""
     left = dict(OURS)
     while left:
         ground = [name for name, used in left.items() if not used & left.keys()]
@@ -49,7 +49,8 @@ def test_arrows_point_one_way():
         for name in ground:
             del left[name]
     for name, used in OURS.items():
-        assert not any(other.startswith(("tools.", "examples.")) for other in used), name
+        programs = {other for other in used if other.startswith(("tools.", "examples."))}
+        assert not programs or name.startswith("tools."), name
         assert not name.startswith("support.") or not used & {"train", "world.scenes"}, name
 
 
@@ -105,7 +106,7 @@ def test_lessons_are_explained(name):
 
 def test_the_house_stays_small():
     assert total(LESSON)["lines"] <= 3550
-    assert total(FILES)["lines"] <= 8900
+    assert total(FILES)["lines"] <= 10050
 
 
 def test_one_file_opens_weights():
