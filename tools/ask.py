@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None) -> None:
     pictures = {f"{i} {path}": path for i, path in enumerate(paths)}
     if args.clip:
         config = replace(config, clip=args.clip)
+    if args.image and Path(config.clip).name == "tiny-clip":
+        print("note: the tiny CLIP has seen drawn shapes only; of a photo it knows nothing")
     run = load(config, pictures)
     example = Example(args.task, 0, question, tuple(pictures), {})
     said = f"{args.task}: {question}".rstrip(": ")
