@@ -481,8 +481,8 @@ def test_pre_training_on_pictures(small, tmp_path):
     config = runs.read_config(str(tmp_path / "a"))
     assert torch.equal(train.setup(config).model.lm.shared.weight, full["lm.shared.weight"])
     # One that chooses its answers has no decoder, and heads that it did not begin with.
-    train.main(arguments(small, tmp_path / "c", "--pretrained", str(tmp_path / "full"),
-                         "--method", "norms", "--epochs", "0", "--tasks", "vqa", "--answers", "yes"))
+    train.main(arguments(small, tmp_path / "c", "--pretrained", str(tmp_path / "full"), "--method",
+                         "norms", "--epochs", "0", "--tasks", "vqa", "--answers", "yes"))
     chosen = trained(tmp_path / "c")
     assert any(n.startswith("answers.") for n in chosen)
     assert all(torch.equal(chosen[n], full[n]) for n in chosen if not n.startswith("answers."))
