@@ -14,6 +14,7 @@ page of --report, are kept in out/ask.
     python -m pytest tests/test_ask.py
 """
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -70,7 +71,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.clip:
         config = replace(config, clip=args.clip)
     if args.image and Path(config.clip).name == "tiny-clip":
-        print("note: the tiny CLIP has seen drawn shapes only; of a photo it knows nothing")
+        print("note: the tiny CLIP has seen drawn shapes only; of a photo it knows nothing",
+              file=sys.stderr)
     run = load(config, pictures)
     example = Example(args.task, 0, question, tuple(pictures), {})
     said = f"{args.task}: {question}".rstrip(": ")
