@@ -6,7 +6,8 @@ each row beside its published numbers, each finding of the papers beside what wa
 
     python -m tools.compare --quick                        # a taste, 10 minutes on two cores
     python -m tools.compare                                # the papers' table, on drawn pictures
-    python -m tools.compare --study clips                  # the same on drawn clips
+    python -m tools.compare --study changes                # rows with one thing changed
+    python -m tools.compare --study clips                  # the papers' table on drawn clips
     python -m tools.compare --rows adapter,vlpet-large --data datasets/mine --lm LM    # on yours
     python -m pytest tests/test_compare.py
 
@@ -71,6 +72,12 @@ PICTURES = {
     "lora-multiple": Entry(paper="17.72 | - | 74.2"),
     "prompt-multiple": Entry(paper="4.53 | - | 59.4"),
     "dora": Entry(paper="5.96 | 65.8 54.7 73.1 115.9 | 77.4"),
+    "vlpet-large (blind)": Entry("--control blind"),
+    "vlpet-large (random CLIP)": Entry("--control random-clip"),
+    "vlpet-large (random LM)": Entry("--control random-lm"),
+}
+# One thing changed: what several of the papers' findings are about.
+CHANGES = {name: PICTURES[name] for name in ("full", "adapter", "vlpet-large")} | {
     "adapter (norms frozen)": Entry("--method adapter --set open=none"),
     "adapter (no task names)": Entry("--method adapter --task-names no"),
     "adapter (one task alone)": Entry("--method adapter", alone=True),
@@ -80,9 +87,6 @@ PICTURES = {
     "vlpet-large (decoder adapters)": Entry(
         "--set decoder=none,decoder.self_attn=adapter,decoder.cross_attn=adapter,"
         "decoder.ffn=adapter"),
-    "vlpet-large (blind)": Entry("--control blind"),
-    "vlpet-large (random CLIP)": Entry("--control random-clip"),
-    "vlpet-large (random LM)": Entry("--control random-lm"),
 }
 CLIPS = {
     "full": Entry(paper="100 | 76.3 73.9 45.7 154.0 | 87.4"),
@@ -94,11 +98,12 @@ CLIPS = {
     "vlpet-large (no subtitles)": Entry("--control no-subtitles"),
     "vlpet-large (no frames)": Entry("--control no-frames"),
 }
-TAKEN = "full", "frozen", "prompt", "adapter", "vlpet-large", "vlpet-large (blind)"
-STUDIES = {                                # entries, and flags of every run
-    "pictures": (PICTURES, ""),
-    "clips": (CLIPS, "--tasks tvqa,how2qa,tvc,yc2c"),
-    "quick": ({name: PICTURES[name] for name in TAKEN}, "--steps 500"),
+TASTE = "full", "frozen", "prompt", "adapter", "vlpet-large", "vlpet-large (blind)"
+STUDIES = {                     # entries, flags of every run, seeds, folder of the runs in out/
+    "pictures": (PICTURES, "", "42,43,44", "compare"),
+    "changes": (CHANGES, "", "42,43,44", "compare"),
+    "clips": (CLIPS, "--tasks tvqa,how2qa,tvc,yc2c", "42,43,44", "compare-clips"),
+    "quick": ({name: PICTURES[name] for name in TASTE}, "--steps 400", "42,43", "compare-quick"),
 }
 
 # A finding of the papers: entry A scores at least `margin` more than entry B, as a share of full
@@ -379,22 +384,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--study", default="pictures", choices=STUDIES, help="which entries")
     parser.add_argument("--quick", action="store_true", help="the same as --study quick")
     parser.add_argument("--rows", default="", help="these entries or rows alone, comma between")
-    parser.add_argument("--seeds", default="", help="default: 42,43,44; of quick, 42,43")
+    parser.add_argument("--seeds", default="", help="default: 42,43,44; quick: 42,43")
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, default 2")
-    parser.add_argument("--out", type=Path, help="folder of the runs; default: out/compare-STUDY")
+    parser.add_argument("--out", type=Path, help="folder of the runs; studies of the same "
+                                                 "runs share it; default: below out/")
     parser.add_argument("--to", type=Path, help="the tables' name, without an ending; default: "
-                                                "table in --out")
+                                                "the study's, in --out")
     args, flags = parser.parse_known_args(argv)
     study = "quick" if args.quick else args.study
-    entries, always = STUDIES[study]
-    out = args.out or Path(f"out/compare-{study}")
+    entries, always, usual, name = STUDIES[study]
+    out = args.out or Path("out") / name
     with reading("--rows, --seeds and --jobs"):
         if "--tasks" in flags:                              # published are the study's
             entries = {name: replace(entry, paper="") for name, entry in entries.items()}
         if args.rows:                                       # an entry, or any row of methods.py
             known = dict.fromkeys(methods.methods(is_t5=False), Entry()) | entries
             entries = {name: known[name] for name in args.rows.split(",")}
-        seeds = [int(seed) for seed in (args.seeds or "42,43,44").split(",")]
+        seeds = [int(seed) for seed in (args.seeds or usual).split(",")]
         assert len(set(seeds)) == len(seeds) and args.jobs > 0, "seeds once each, at least one job"
     jobs = plan(entries, seeds, out, [*shlex.split(always), *flags])
     for job in jobs:
@@ -402,7 +408,7 @@ def main(argv: list[str] | None = None) -> None:
     prepare([job for job in jobs if not job.results()])
     run_all(jobs, args.jobs)
     command = shlex.join(["python", "-m", "tools.compare", *(argv or sys.argv[1:])])
-    print(write(command, entries, jobs, args.to or out / "table"))
+    print(write(command, entries, jobs, args.to or out / study))
     failed = [str(job.log) for job in jobs if not job.results()]
     if failed:
         raise BadInput(f"{len(failed)} runs failed, which is told in {', '.join(failed)}")
