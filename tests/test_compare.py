@@ -36,6 +36,7 @@ def test_a_comparison(flags, tmp_path, capfd):
     said, first = capfd.readouterr().out, numbers(tmp_path / "t")
     for row in ROWS.split(","):
         assert f"| {row} | " in said
+    assert "ways to tune one model" in (tmp_path / "t.html").read_text(encoding="utf-8")
     with open(tmp_path / "t.csv") as file:
         assert len(list(csv.DictReader(file))) == 2 * len(first) == 8
     own = json.loads((tmp_path / "runs/adapter/7/results.json").read_text())

@@ -2,7 +2,8 @@
 
 Rows x seeds: every run is a process of train.py with a folder of its own. What is finished stays,
 and the same command goes on where it was stopped. At the end one table, as Markdown, CSV and JSON:
-each row beside its published numbers, each finding of the papers beside what was measured.
+each row beside its published numbers, each finding of the papers beside what was measured; and the
+page of tools/report.py.
 
     python -m tools.compare --quick                        # a taste, 10 minutes on two cores
     python -m tools.compare                                # the papers' table, on drawn pictures
@@ -36,6 +37,7 @@ import train
 from config import Config, task_list
 from support.gate import BadInput, program, read_json, reading, replace_file
 from support.runs import ADAPTER
+from tools import report
 
 ROOT = Path(__file__).parent.parent
 
@@ -408,7 +410,10 @@ def main(argv: list[str] | None = None) -> None:
     prepare([job for job in jobs if not job.results()])
     run_all(jobs, args.jobs)
     command = shlex.join(["python", "-m", "tools.compare", *(argv or sys.argv[1:])])
-    print(write(command, entries, jobs, args.to or out / study))
+    to = args.to or out / study
+    print(write(command, entries, jobs, to))
+    finished = [str(job.folder) for job in jobs if job.results()]
+    print("to look at it:", report.write(finished, to.with_suffix(".html")))
     failed = [str(job.log) for job in jobs if not job.results()]
     if failed:
         raise BadInput(f"{len(failed)} runs failed, which is told in {', '.join(failed)}")
