@@ -23,7 +23,7 @@ def modules() -> nn.ModuleDict:
 
 def test_everyone_through_their_own():
     own, x = modules(), torch.randn(5, 4, 3)
-    tasks = ["gqa", "vqa", "gqa", "vqa", "vqa"]
+    tasks = ["gqa", "vqa", "vqa", "gqa", "vqa"]
     y = route(own, tasks, x)
     assert [module.calls for module in own.values()] == [1, 1, 0]
     for i, task in enumerate(tasks):

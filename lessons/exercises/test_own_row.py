@@ -6,6 +6,7 @@ import torch
 from own_row import row
 
 import t5
+from adapters import Context
 from model import VLModel, vocabulary
 
 D, LAYERS, FEATURES = 32, 2, 12
@@ -35,6 +36,17 @@ def test_what_is_trained():
     parts = {name: trained for name, trained, _ in model(True).counts()}
     assert parts["method"] == 4 * 324
     assert parts["language model"] == 5 * 64
+
+
+def test_what_it_reads():
+    """With an open gate: another x changes what the decoder's modules give, and no others."""
+    h, x, other = torch.randn(3, 1, 5, D)
+    for place, module in model(True).installed.items():
+        with torch.no_grad():
+            module.tune.a.fill_(1.0)
+            same = torch.equal(module.tune(h, x, Context()), module.tune(h, other, Context()))
+            assert not torch.equal(module.tune(h, x, Context()), h)
+        assert same == place.startswith("lm.encoder"), place
 
 
 def test_all_of_it_learns():
