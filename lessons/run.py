@@ -12,12 +12,10 @@ after another in a fresh copy of the code: a later one finds what an earlier one
 import argparse
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -27,20 +25,19 @@ LESSONS = Path(__file__).resolve().parent
 ROOT = LESSONS.parent
 PAGES = {path.name[0]: path for path in sorted(LESSONS.glob("[1-8]_*.md"))}
 BLOCK = re.compile(r"^```\n\$ (.*?)^```$", re.M | re.S)
+COMMAND = re.compile(r"""(?:[^"'\n]|"[^"]*"|'[^']*')*\n""")      # to a line's end outside quotes
 STAMP = re.compile(r"^\*Outputs: .*\*$", re.M)
 
 
 def split(block: str) -> tuple[str, str]:
     """A block behind its "$ " -> the command, and the output below it."""
-    lines = block.splitlines(keepends=True)
-    for i in range(1, len(lines) + 1):
-        command = "".join(lines[:i])
-        try:
-            shlex.split(command)
-        except ValueError:                              # a quote is open: the command goes on
-            continue
-        return command, "".join(lines[i:])
-    raise AssertionError(f"a quote is never closed: {lines[0]}")
+    command = COMMAND.match(block)[0]
+    return command, block[len(command):]
+
+
+def seconds() -> float:
+    """Processor time of all commands so far: it does not depend on what else is running."""
+    return os.times().children_user + os.times().children_system
 
 
 def copy_code(folder: Path) -> None:
@@ -54,23 +51,23 @@ def copy_code(folder: Path) -> None:
 
 def run(page: Path) -> None:
     """Runs a page's commands and rewrites their outputs and the line that says how they came."""
-    started = time.time()
+    started = seconds()
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # of "python"
     with tempfile.TemporaryDirectory() as folder:
         copy_code(Path(folder))
 
         def printed(found: re.Match) -> str:
-            command, _ = split(found[1])
+            (command, _), before = split(found[1]), seconds()
             print(f"$ {command}", end="", flush=True)
             done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=folder, text=True,
                                   stdout=subprocess.PIPE, env=os.environ | {"PATH": path})
             assert done.returncode == 0, f"{page.name}: the command failed: {command}"
-            print(f"{done.stdout}# {time.time() - started:.0f} s\n")
+            print(f"{done.stdout}# {seconds() - before:.0f} s\n")
             return f"```\n$ {command}{done.stdout}```"
 
         text = BLOCK.sub(printed, page.read_text(encoding="utf-8"))
-    stamp = (f"*Outputs: `python -m lessons.run {page.name[0]}`, {time.time() - started:.0f} s on "
-             f"{os.cpu_count()} cores, torch {version('torch')}.*")
+    stamp = (f"*Outputs: `python -m lessons.run {page.name[0]}`, {seconds() - started:.0f} s of "
+             f"processor time, torch {version('torch')}.*")
     replace_file(page, STAMP.sub(stamp, text))
 
 
