@@ -223,6 +223,8 @@ def test_quick_commands_print_what_the_page_shows(name, command, output, capsys)
 
 def test_there_are_commands():
     assert len(BLOCKS) >= 16 and len(QUICK) >= 6
+    for name, command, output in BLOCKS:
+        assert output.strip() or "*Outputs: not run yet" in PAGES[name], f"{name}: {command}"
 
 
 def test_run_rewrites_a_page(tmp_path):
