@@ -5,7 +5,7 @@
 
 Every scenario is a first run on small random models, in an empty folder: it writes its world, packs
 its features, trains, validates and tests. A SIGKILL falls at a random moment; then --resume, or,
-where there was no run yet, the same command. At the end everything but the seconds is compared.
+where there was no run yet, the same command. At the end everything but time and memory is compared.
 """
 import argparse
 import json
@@ -112,14 +112,14 @@ def killed(folder: Path, models: Path, scenario: str, training: bool, seconds: f
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file that a run leaves, without the seconds that it took."""
+    """Every file that a run leaves, without the time and memory that it took."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in ("said", "errors", "results.md", ".lock",
                                                 "before.safetensors"):
             found[str(path.relative_to(folder))] = path.read_bytes()
     results = json.loads(found[f"{OUT}/results.json"])
-    del results["seconds"]
+    del results["seconds"], results["memory"]
     found[f"{OUT}/results.json"] = json.dumps(results).encode()
     return found
 
