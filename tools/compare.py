@@ -27,7 +27,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import torch
 
@@ -285,14 +285,10 @@ def normalise(lines: dict[str, dict]) -> None:
         line["of full"] = (100 * shares.mean(0)).tolist()
 
 
-def spread(values: list[float]) -> float:
-    return stdev(values) if len(values) > 1 else 0.0
-
-
 def compare(a: list[float], b: list[float], margin: float) -> tuple[float, float, str]:
     """(mean of A - mean of B, its standard deviation from seed to seed, verdict)."""
-    gain = mean(a) - mean(b)
-    noise = (spread(a) ** 2 + spread(b) ** 2) ** 0.5
+    (mean_a, std_a), (mean_b, std_b) = report.spread(a), report.spread(b)
+    gain, noise = mean_a - mean_b, (std_a ** 2 + std_b ** 2) ** 0.5
     if min(len(a), len(b)) < 2:
         return gain, noise, "one seed"
     if gain - margin > noise:
@@ -311,10 +307,6 @@ def findings(lines: dict[str, dict]) -> list[dict]:
     return found
 
 
-def shown(values: list[float]) -> str:
-    return f"{mean(values):.1f} ± {spread(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
-
-
 def markdown(command: str, lines: dict[str, dict], found: list[dict], paper: dict) -> str:
     tasks = list(next(iter(lines.values()))["scores"])
     head = ["row", "trained %", *tasks, "average", "% of full", "steps", "min", "MiB", "file MiB",
@@ -325,8 +317,9 @@ def markdown(command: str, lines: dict[str, dict], found: list[dict], paper: dic
         published = of_each.split()
         if len(published) != len(tasks):                    # an average alone was published
             published = [""] * len(tasks)
-        cells = [name, f"{line['trainable']:.2f}", *(shown(line["scores"][t]) for t in tasks),
-                 shown(line["average"]), shown(line["of full"]) if "of full" in line else "",
+        measured = [line["scores"][task] for task in tasks] + [line["average"]]
+        share_of_full = report.shown_mean(line["of full"]) if "of full" in line else ""
+        cells = [name, f"{line['trainable']:.2f}", *map(report.shown_mean, measured), share_of_full,
                  f"{line['steps']:,}", f"{line['minutes']:.1f}", f"{line['memory']:.0f}",
                  f"{line['file']:.2f}", share, *published, average]
         text.append(f"| {' | '.join(cells)} |")
