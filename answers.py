@@ -45,11 +45,11 @@ class AnswerHead(nn.Sequential):
         return found
 
     def loss(self, z: Tensor, targets: Tensor) -> Tensor:
-        """Scores and targets (B, A) -> the mean over examples."""
+        """Scores and targets (B, A) -> the loss of each example (B)."""
         if self.kind == "ce":
-            return F.cross_entropy(z.float(), targets)
-        # The mean over examples, the sum over answers: of thousands, nearly all are easy zeros.
-        return F.binary_cross_entropy_with_logits(z.float(), targets) * z.size(1)
+            return F.cross_entropy(z.float(), targets, reduction="none")
+        # The sum over answers, not their mean: of thousands, nearly all are easy zeros.
+        return F.binary_cross_entropy_with_logits(z.float(), targets, reduction="none").sum(1)
 
     def probabilities(self, z: Tensor) -> Tensor:
         return z.float().sigmoid() if self.kind == "bce" else z.float().softmax(-1)

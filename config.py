@@ -50,6 +50,8 @@ class Config:
                                 Number(0, 10**6, whole=True))
     steps: int | None = option(None, "steps in all instead: one task as long as four", COUNT)
     batch: int | None = option(None, "of vqa; other tasks have a share of it (by recipe)", COUNT)
+    accumulate: int = option(1, "parts that a batch is computed in: the same step, less memory",
+                             COUNT)
     lr: float | None = option(None, "highest learning rate (by recipe)", Number(1e-9, 10))
     task_names: bool | None = option(None, "put \"vqa: \" before the text (by recipe)", bool)
     warmup: float = option(0.1, "share of all steps in which the learning rate rises", Number(0, 1))

@@ -201,7 +201,8 @@ class Batch:
     order_ids: Tensor              # B, P*N long: 0..N-1, again for each picture
     seen: Tensor | None            # B, P*N bool: False on what fills up; None: all is real
     labels: Tensor                 # B, T long, -100 on padding
-    weights: Tensor                # B float32: of the cross-entropy of each of its target tokens
+    weights: Tensor                # B float32: of the cross-entropy of each of its target tokens,
+                                   # or of its chosen answer's loss
     answers: Tensor | None = None  # B, A float32: soft scores of all answers, to choose one
 
     def to(self, device: torch.device | str) -> "Batch":
@@ -326,7 +327,8 @@ def show(examples: list[Example], features, boxes: str, frames: str) -> dict[str
 
 
 def collate(examples: list[Example], tokenizer, features, *, task_names: bool = True,
-            boxes: str = "grid", frames: str = "real", seed_key: tuple | None = None) -> Batch:
+            boxes: str = "grid", frames: str = "real", seed_key: tuple | None = None,
+            head=None, share: slice = slice(None)) -> Batch:
     """Examples -> Batch; they may belong to different tasks, all of pictures or all of clips.
 
     tokenizer: has encode(text, max_length=None) -> ids with special tokens, and pad_id.
@@ -338,17 +340,28 @@ def collate(examples: list[Example], tokenizer, features, *, task_names: bool = 
     frames: "real" hides what fills a short clip up, and the batch is as long as its longest clip;
     "all" shows it, 64 frames of every clip, as the papers' code does.
     seed_key: (seed, epoch) when training, which draws the answers; None takes the best ones.
+    head: has targets(soft scores) -> (B, A), where answers are chosen.
+    share: the examples to hold. Weights are those of the whole batch, so that losses and gradients
+    of its shares add up to its own.
     """
     tasks = [TASKS[ex.task] for ex in examples]
-    texts = [text_ids(ex, tokenizer, task_names) for ex in examples]
     answers, scores = zip(*(draw_answer(ex, seed_key) for ex in examples))
     targets = [token_ids(tokenizer, answer, task.target_tokens)
                for answer, task in zip(answers, tasks)]
     labels = pad(targets, -100)                                            # B, T
+    weights = loss_weights([task.loss for task in tasks], torch.tensor(scores), labels)
+    if head is not None:                                 # the mean over examples
+        weights = torch.full_like(weights, 1 / len(examples))
+    own = list(range(len(examples)))[share]
+    if not own:                      # more shares than examples: the first one, and it counts 0
+        own, weights = [0], torch.zeros_like(weights)
+    examples = [examples[i] for i in own]
+    texts = [text_ids(ex, tokenizer, task_names) for ex in examples]
+    chosen = None if head is None else head.targets([ex.targets for ex in examples])
     return Batch(
         tasks=tuple(ex.task for ex in examples), input_ids=pad(texts, tokenizer.pad_id),
-        **show(examples, features, boxes, frames), labels=labels,
-        weights=loss_weights([task.loss for task in tasks], torch.tensor(scores), labels))
+        **show(examples, features, boxes, frames), labels=labels[own], weights=weights[own],
+        answers=chosen)
 
 
 # --------------------------------------------------------------------------------- the sampler

@@ -311,13 +311,14 @@ class VLModel(nn.Module):
     def loss(self, batch) -> Tensor:
         """The training loss: the cross-entropy of every target token, times the example's weight
         (data.loss_weights); or the answer head's, from the soft scores of its answers."""
-        if self.answers:
-            z, loss = self(batch), 0.0
-            for task, rows in self.context(batch.tasks, z.device).rows.items():
-                own = self.answers[task].loss(z[rows], batch.answers[rows])
-                loss = loss + own * len(rows) / len(z)   # the mean over examples
-            return loss
-        return (token_loss(self(batch), batch.labels) * batch.weights[:, None]).sum()
+        scores = self(batch)
+        if not self.answers:
+            return (token_loss(scores, batch.labels) * batch.weights[:, None]).sum()
+        loss = 0.0
+        for task, rows in self.context(batch.tasks, scores.device).rows.items():
+            own = self.answers[task].loss(scores[rows], batch.answers[rows])
+            loss = loss + (own * batch.weights[rows]).sum()
+        return loss
 
     # ------------------------------------------------------------------------------- answers
 

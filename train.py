@@ -11,6 +11,8 @@ size, a batch belongs to one task, only what the method's row opens is trained.
 """
 import json
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,7 +27,7 @@ from answers import AnswerHead
 from config import WORLD, Config, shows_clips, task_list
 from data import TASKS, Example
 from model import VLModel, vocabulary
-from support import features, published_lm, resume, runs, submit, weights
+from support import features, published_lm, ranks, resume, runs, submit, weights
 from support.gate import BadInput, program, reading
 from support.runs import ADAPTER, Run
 from support.tokenizer import load_tokenizer
@@ -147,16 +149,33 @@ def autocast(run: Run):
     return torch.autocast(run.device, torch.bfloat16, enabled=run.config.precision == "bf16")
 
 
-def collate(run: Run, examples: list[Example], seed_key: tuple | None = None) -> data.Batch:
-    """The batch of examples of one task, on the device."""
-    c = run.config
-    batch = data.collate(examples, run.tokenizer, run.features[examples[0].task],
-                         task_names=c.task_names, boxes=c.boxes, frames=c.frames,
-                         seed_key=seed_key)
-    if c.answers:
-        head = run.model.head(batch)
-        batch = replace(batch, answers=head.targets([ex.targets for ex in examples]))
+def collate(run: Run, examples: list[Example], seed_key: tuple | None = None,
+            share: slice = slice(None)) -> data.Batch:
+    """The batch of examples of one task, or a share of it, on the device."""
+    c, task = run.config, examples[0].task
+    head = run.model.answers[task] if c.answers else None
+    batch = data.collate(examples, run.tokenizer, run.features[task], task_names=c.task_names,
+                         boxes=c.boxes, frames=c.frames, seed_key=seed_key, head=head, share=share)
     return batch.to(run.device)
+
+
+def fetch(run: Run, examples: Examples, plan: list, epoch: int) -> Iterator[tuple]:
+    """Of each batch of the plan: its task, its examples, and this rank's shares of it, collated. A
+    thread does so while the step before it computes: the loop does not wait for data."""
+    def make(task: str, chosen: list[int]) -> tuple[str, list[Example], list[data.Batch]]:
+        # A batch belongs to one task; its answers are drawn by (seed, epoch, question).
+        asked, key = [examples[task][i] for i in chosen], (run.config.seed, epoch)
+        shares = ranks.shares(run.config.accumulate)        # usually one, the whole batch
+        return task, asked, [collate(run, asked, key, share) for share in shares]
+
+    with ThreadPoolExecutor(1, initializer=ranks.start_thread) as thread:
+        ahead = None
+        for task, chosen in plan:
+            now, ahead = ahead, thread.submit(make, task, chosen)
+            if now is not None:
+                yield now.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
 def total_steps(config: Config, examples: Examples) -> int:
@@ -183,7 +202,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
         resume.save_last(run, optimizer, step, log)
         runs.save_json(run.folder / "config.json", asdict(config))      # now it can be resumed
     log.open(step)
-    bar = tqdm(total=total, initial=step, desc=f"train {config.method}")
+    bar = tqdm(total=total, initial=step, desc=f"train {config.method}", disable=not ranks.FIRST)
 
     while True:
         epoch, done = divmod(step, per_epoch)
@@ -198,22 +217,22 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
         model.train()                                       # frozen layers keep their dropout
         plan = list(data.batches(examples, config.batch, epoch, config.seed))
         stop.held = True                                    # a signal waits for the end of a step
-        for task, chosen in plan[done:done + total - step]:     # behind a resume: what is left
+        left = plan[done:done + total - step]               # behind a resume: what is left
+        for task, asked, shares in fetch(run, examples, left, epoch):
 
             # schedule: linear warm-up, then linear to zero
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, total, config)
 
-            # fetch: a batch belongs to one task; its answers are drawn by (seed, epoch, question)
-            asked = [examples[task][i] for i in chosen]
-            batch = collate(run, asked, (config.seed, epoch))
-
-            # forward
-            with autocast(run):
-                loss = model.loss(batch)
-
-            # backward
-            loss.backward()
+            # forward and backward: gradients of the shares add up to those of the batch
+            ranks.seed_dropout(config.seed, step)
+            losses = []
+            for batch in shares:
+                with autocast(run):
+                    loss = model.loss(batch)
+                loss.backward()
+                losses.append(loss.detach())
+            loss, stopped = ranks.add_up(model, sum(losses), stop.asked)
 
             # clip: a fresh visual embedding can make a first gradient huge
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -234,7 +253,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
                 bar.set_postfix(line["loss"])
 
             # save, here or, behind an epoch or a signal, outside the loop
-            if stop.asked:
+            if stopped:
                 break
             if step % config.save_every == 0:
                 resume.save_last(run, optimizer, step, log)
@@ -261,10 +280,12 @@ def answer_text(tokenizer, ids: list[int]) -> str:
 def predict(run: Run, examples: list[Example]) -> list[str]:
     """One answer an example of a task, decoded as it asks (data.TASKS)."""
     model, task, answers = run.model.eval(), examples[0].task, {}
-    size = 2 * data.batch_size(task, run.config.batch)
+    size, count = 2 * data.batch_size(task, run.config.batch), len(examples)
+    examples = examples[ranks.RANK::ranks.WORLD]
     # Texts of one length share a batch: less padding to decode over.
     order = sorted(range(len(examples)), key=lambda i: data.length(examples[i]))
-    for start in tqdm(range(0, len(order), size), f"test {task}", leave=False):
+    for start in tqdm(range(0, len(order), size), f"test {task}", leave=False,
+                      disable=not ranks.FIRST):
         chosen = order[start:start + size]
         batch = collate(run, [examples[i] for i in chosen])
         with autocast(run):
@@ -279,7 +300,7 @@ def predict(run: Run, examples: list[Example]) -> list[str]:
                 ids = model.generate(batch, beams).tolist()
                 texts = [answer_text(run.tokenizer, row) for row in ids]
         answers |= zip(chosen, texts)
-    return [answers[i] for i in range(len(examples))]
+    return ranks.gather([answers[i] for i in range(len(examples))], count)
 
 
 def test(run: Run, examples: Examples, split: str = "test") -> dict:
@@ -344,11 +365,12 @@ def train_run(config: Config, again: bool = False) -> dict:
     """Trains, then tests. The run folder is made when all that it needs is found and read."""
     started, vals = time.time(), {}
     resume.check_folder(config.out, again)
-    examples = load_split(config, "train")
-    if total_steps(config, examples) > data.steps_per_epoch(examples, config.batch):
-        vals = load_split(config, "val")                    # several epochs: a score behind each
-    tests, split = load_tests(config, "test")
-    run = setup(config, choices=runs.choices(config, examples))
+    with ranks.first_goes_first():
+        examples = load_split(config, "train")
+        if total_steps(config, examples) > data.steps_per_epoch(examples, config.batch):
+            vals = load_split(config, "val")                # several epochs: a score behind each
+        tests, split = load_tests(config, "test")
+        run = setup(config, choices=runs.choices(config, examples))
     for some in examples, vals, tests:
         check_examples(run, some)
     run.identity |= {"training data": runs.data_identity(examples),
@@ -371,8 +393,9 @@ def test_run(config: Config, split: str = "test", given: tuple[str, ...] = ()) -
     with reading(config.out):
         assert adapter.exists(), "this run is not finished: go on with python train.py --resume RUN"
     held = runs.read(adapter)
-    tests, split = load_tests(config, split)
-    run = setup(config, held)
+    with ranks.first_goes_first():
+        tests, split = load_tests(config, split)
+        run = setup(config, held)
     check_examples(run, tests)
     if not {"data", "tasks"} & set(given):
         run.identity[f"{split} data"] = runs.data_identity(tests)
@@ -389,6 +412,7 @@ def test_run(config: Config, split: str = "test", given: tuple[str, ...] = ()) -
 @program
 def main(argv: list[str] | None = None) -> None:
     config, args = configs.parse(argv)
+    ranks.start(config.device)
     if args.test:
         test_run(runs.read_config(args.test, **args.given), args.split, tuple(args.given))
     elif args.resume:

@@ -137,7 +137,10 @@ def read_json(path: str | Path) -> dict:
 
 
 def replace_file(path: str | Path, content: bytes | str) -> None:
-    """Writes beside and moves over: the name never stands for half a file, whatever happens."""
+    """Writes beside and moves over: the name never stands for half a file, whatever happens. Of
+    several ranks (support/ranks.py) the first one writes."""
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     making = path.with_name(f".{path.name}.{os.getpid()}.tmp")

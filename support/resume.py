@@ -17,12 +17,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from config import Config
-from support import runs, weights
+from support import ranks, runs, weights
 from support.gate import BadInput, Number, check, lock, reading, replace_file
 from support.runs import Run
 
@@ -72,24 +73,32 @@ class Stop:
             raise KeyboardInterrupt
 
 
+def take(file: IO, folder: Path, again: bool) -> None:
+    """The folder is ours, and clean."""
+    with reading(folder):
+        assert lock(file), "another process is at work on this run: wait for it, or stop it"
+    check_folder(str(folder), again)
+    for path in folder.rglob(".*.tmp"):
+        path.unlink()
+    if not again:
+        shutil.rmtree(folder / "last", ignore_errors=True)
+
+
 @contextmanager
 def alone(run: Run, again: bool) -> Iterator[Stop]:
     """Holds a run's folder: one process a run, a new one (not `again`) in a free folder.
 
     A killed owner lets go, and what it left half-written is removed.
     """
-    if not run.config.out:
+    if not run.config.out and ranks.FIRST:
         run.config = take_folder(run.config)
+    run.config = ranks.agree(run.config)
     folder, stop = run.folder, Stop()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
-        with reading(folder):
-            assert lock(file), "another process is at work on this run: wait for it, or stop it"
-        check_folder(str(folder), again)
-        for path in folder.rglob(".*.tmp"):
-            path.unlink()
-        if not again:
-            shutil.rmtree(folder / "last", ignore_errors=True)
+        if ranks.FIRST:
+            take(file, folder, again)
+        ranks.agree("the folder is ours")
         before = {kind: signal.signal(kind, stop.ask) for kind in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield stop
@@ -136,6 +145,8 @@ class Log:
 
     def put(self, line: dict) -> None:
         self.lines.append(line)
+        if not ranks.FIRST:
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -154,7 +165,7 @@ def save_last(run: Run, optimizer: torch.optim.Optimizer, step: int, log: Log) -
     if torch.cuda.is_available():
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     path = run.folder / "last" / "state.safetensors"
-    if path.exists():
+    if path.exists() and ranks.FIRST:
         os.replace(path, path.with_name("before.safetensors"))
     runs.write(run, path, tensors, {"step": step})
 

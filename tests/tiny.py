@@ -61,7 +61,7 @@ def batch(kind: str, task: str = "vqa", size: int = 3, length: int = 7, tokens: 
         ids[i, max(2, length - i):] = c.pad
         labels[i, max(2, 5 - i):] = -100
     n = pictures * tokens
-    return SimpleNamespace(
+    b = SimpleNamespace(
         tasks=(task,) * size, input_ids=ids, labels=labels, seen=None,
         answers=torch.rand(size, 5, generator=torch.Generator().manual_seed(seed)),
         feats=torch.randn(size, n, WIDTH, generator=law), boxes=torch.rand(size, n, 4,
@@ -70,6 +70,9 @@ def batch(kind: str, task: str = "vqa", size: int = 3, length: int = 7, tokens: 
         order_ids=torch.arange(tokens).repeat(pictures).expand(size, n),
         weights=data.loss_weights([data.TASKS[task].loss] * size,
                                   torch.rand(size, generator=law), labels))
+    if kind == "bert":
+        b.weights = torch.full((size,), 1 / size)
+    return b
 
 
 def rows(b: SimpleNamespace, i: int, length: int | None = None) -> SimpleNamespace:
@@ -99,6 +102,8 @@ def mixed(kind: str, tasks: tuple[str, ...] = TASKS, each: int = 2) -> SimpleNam
     b.tasks = tuple(tasks[i // each] for i in order.tolist())
     scores = torch.rand(len(order), generator=torch.Generator().manual_seed(1))
     b.weights = data.loss_weights([data.TASKS[t].loss for t in b.tasks], scores, b.labels)
+    if kind == "bert":
+        b.weights = torch.full_like(scores, 1 / len(scores))
     return b
 
 
