@@ -43,7 +43,7 @@ class Context:
 
     def by_task(self, run: Callable, *tensors: Tensor) -> Tensor:
         """run(task, its examples of the tensors, their context), results back in their places."""
-        assert self.rows, "there is a module for each task here, but the batch names no tasks"
+        assert len(self.rows) > 0, "a module for each task, but the batch names no tasks"
         if len(self.rows) == 1:                            # the usual batch: nothing to sort
             (task,) = self.rows
             return run(task, *tensors, self)
@@ -358,13 +358,13 @@ class Adapter(nn.Module):
         if self.net is None:
             return h
         z = F.dropout(x if self.reads_x else h, self.dropout, self.training)
-        return h + self.scale * self.net(z, ctx)
+        return torch.add(h, self.net(z, ctx), alpha=self.scale)              # in one pass
 
     def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
         H = self.update(h, x, ctx)
         if self.gate is not None:
             H = self.gate(x, H, ctx) * H                   # G (.) H
-        return self.s * H
+        return H if self.s == 1 else self.s * H
 
 
 class DoRA(Adapter):

@@ -221,8 +221,19 @@ class FeedForward(nn.Module):
         h = self.wi(x, ctx)                                                 # B, S, ffn
         h = self.act(h) if self.wg is None else self.act(self.wg(x, ctx)) * h
         h = self.hidden(h, x, ctx)
-        h = F.dropout(h, self.dropout, self.training)
+        h = dropout(h, self.dropout, self.training)
         return self.wo(h, ctx)                                              # B, S, D
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """F.dropout, which on the CPU takes a seventh of a training step of BART-base: it draws a float64
+    a unit and keeps a mask of floats. 16 random bits and a mask of bytes do the same."""
+    if not training or p == 0 or x.device.type != "cpu":
+        return F.dropout(x, p, training)
+    bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-2**63, None)
+    bits = bits.view(torch.int16)[:x.numel()].view(x.shape)                 # -32768 .. 32767
+    dropped = round(p * 2**16)                           # of 65,536 equally likely values
+    return torch.where(bits >= dropped - 2**15, x * (2**16 / (2**16 - dropped)), 0.0)
 
 
 def make_norm(config: Config) -> nn.Module:
@@ -253,7 +264,7 @@ class SubLayer(nn.Module):
             h, keys_values = h
         if self.tune is not None:
             h = self.tune(h, x, ctx)
-        x = x + F.dropout(h, self.dropout, self.training)
+        x = x + dropout(h, self.dropout, self.training)
         if not self.pre_norm:
             x = self.norm(x)
         return x, keys_values
@@ -306,13 +317,13 @@ class Stack(nn.Module):
             x = self.embed_norm(x)                       # not over visual tokens: they have a norm
         if visual is not None:
             x = torch.cat([x, visual], 1)                                   # B, S, D
-        return F.dropout(x, self.config.dropout, self.training)
+        return dropout(x, self.config.dropout, self.training)
 
     def finish(self, x: Tensor) -> Tensor:
         if self.norm is None:
             return x
         # A pre-norm stream was never normalised itself: T5 does so once, behind the last block.
-        return F.dropout(self.norm(x), self.config.dropout, self.training)
+        return dropout(self.norm(x), self.config.dropout, self.training)
 
     def bias(self, queries: int, keys: int) -> Tensor:
         """T5's relative position bias (1, H, queries, keys) of the last `queries` positions."""

@@ -356,3 +356,23 @@ def test_a_fresh_model_guesses(config):
     labels = texts(-100, 8, 9)
     loss = model.token_loss(fresh(texts(config.pad, 8), labels), labels).sum() / (labels >= 0).sum()
     assert abs(loss.item() - math.log(VOCAB + 200)) < 1
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_dropout(p):
+    """On the CPU: as many units as said, the others scaled up so that the sum is expected to stay;
+    the gradient passes where the unit did. p is met to 1 / 65,536."""
+    torch.manual_seed(0)
+    x = torch.full((300, 333, 7), 2.0, requires_grad=True)
+    y = t5.dropout(x, p, True)
+    kept = y != 0
+    assert abs(kept.float().mean() - (1 - p)) < 4 * (p / x.numel()) ** 0.5
+    torch.testing.assert_close(y[kept], torch.full_like(y[kept], 2 / (1 - p)), rtol=1e-4, atol=0)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, y.detach() / 2)
+    assert t5.dropout(x, p, False) is x and t5.dropout(x, 0.0, True) is x
+    # The masks of four neighbours come from one random number: they are independent all the same.
+    flat = kept.flatten()[:-4].float()
+    for shift in (1, 2, 3, 4):
+        other = kept.flatten()[shift:][:len(flat)].float()
+        assert abs(((flat - 1 + p) * (other - 1 + p)).mean()) < 5 * p * (1 - p) / len(flat) ** 0.5
