@@ -56,7 +56,7 @@ def pages(trained, tmp_path_factory):
     config = runs.read_config(str(trained["vlpet-middleX"]))
     run = report.load(config)
     example = train.load_split(config, "test")["nlvr"][0]
-    seen = report.look(run, example, report.files(config))
+    seen = report.look(run, example, report.Done(config, {}, []).files)
     found["asked"] = folder / "asked.html"
     found["asked"].write_text(report.asked_page(run, seen), encoding="utf-8")
     return found
@@ -99,7 +99,7 @@ def test_a_page_needs_nothing_else(pages, name):
         assert image.format.lower() == kind
     style, rest = text.split("</style>")
     assert "url(" not in style and "@import" not in style and "<script" not in text
-    # Behind every figure one sentence says what it teaches.
+    # In every section a sentence says how it is read.
     assert text.count("<h2>") == text.count('class="lesson"') == len(reader.headings) - 1
 
 
@@ -107,17 +107,18 @@ def test_what_stands_on_a_run(trained, pages):
     text = pages["run"].read_text(encoding="utf-8")
     results = json.loads((trained["vlpet-large"] / "results.json").read_text())
     for named in (f"{results['trainable']:,} of {results['total']:,}", "behind self-attention",
-                  "layer 1, behind feed-forward", f"cider {results['caption']['cider']:.2f}",
+                  "layer 1, behind feed-forward", f"<td>{results['caption']['cider']:.1f}</td>",
                   "color (", "has (", "&lt;s&gt;"):       # types of questions; a token
         assert named in text, named
     assert text.count("<svg") == 3                                  # a curve a task
     done = report.read_run(str(trained["vlpet-large"]))
-    for task, examples in train.load_split(done.config, "test").items():
-        shown = report.picked(examples, report.read_answers(done, task, examples))
-        assert len(shown) == 4
-        for example, answer in shown:
-            assert escape(report.question(example)) in text
-            assert f"said: {escape(answer)} (" in text
+    pairs = []
+    for task in done.examples:
+        pairs += [(escape(report.question(example)), escape(answer))
+                  for example, answer in done.said(task)]
+    shown = re.findall(r"<p><b>(.*?)</b></p><p>right: .*?</p><p class=.{6,7}>.*? said: (.*?) \(\d",
+                       text)
+    assert len(shown) == 4 * 3 and set(shown) <= set(pairs)
     assert "subtitles: " in pages["clips"].read_text(encoding="utf-8")
 
 
@@ -125,11 +126,10 @@ def test_scores_by_type_are_the_tasks(trained):
     """Weighted by their questions, the types' scores are the task's; the mark is the commonest
     answer's score."""
     done = report.read_run(str(trained["adapter"]))
-    examples = train.load_split(done.config, "test")["nlvr"]
-    said = report.read_answers(done, "nlvr", examples)
+    pairs, examples = done.said("nlvr"), done.examples["nlvr"]
     types = report.question_types(done, "nlvr")
     assert {types[x.id] for x in examples} <= scenes.TYPES["nlvr"].keys()
-    text = report.by_type("nlvr", examples, said, types)
+    text = report.by_type(pairs, types)
     bars = re.findall(r"<span>([a-z ]+) \((\d+)\)</span><span>([\d.]+)</span><i style=\"left:"
                       r"([\d.]+)%", text)
     assert sum(int(count) for _, count, _, _ in bars) == len(examples)
@@ -137,7 +137,7 @@ def test_scores_by_type_are_the_tasks(trained):
     assert total == pytest.approx(done.results["nlvr"]["accuracy"], abs=0.06)
     assert all(float(mark) == pytest.approx(50, abs=10) for *_, mark in bars)    # half are true
     # Without types, a question's first two words.
-    text = report.by_type("nlvr", examples, said, {})
+    text = report.by_type(pairs, {})
     assert all(f"<span>{' '.join(x.text.split()[:2])} (" in text for x in examples)
 
 
@@ -172,22 +172,36 @@ def test_gates_are_those_of_the_forward_pass(trained):
 def test_other_rows_have_no_gates(trained):
     config = runs.read_config(str(trained["adapter"]))
     example = train.load_split(config, "test")["vqa"][0]
-    seen = report.look(report.load(config), example, report.files(config))
-    assert seen.gates == {} and report.gates(seen, "adapter") == ""
+    seen = report.look(report.load(config), example, report.Done(config, {}, []).files)
+    assert seen.gates == {} and report.gate_maps({"": seen}) == ""
     assert seen.tiles[0][0].size == (144, 144)
 
 
 def test_several_runs(trained, pages):
     text = pages["several"].read_text(encoding="utf-8")
     assert pages["several"] == trained["adapter"].parent / "report.html"
-    assert "5 ways to tune one model" in text and "Four sizes of G" in text
+    assert "5 ways to tune one model" in text
     for name in trained.keys() - {"clips"}:
         results = json.loads((trained[name] / "results.json").read_text())
-        row = re.search(f"<td>{name}</td><td>([\\d.]+)</td>.*?</tr>", text)
-        assert float(row[1]) == round(100 * results["trainable"] / results["total"], 2)
+        row = re.search(f"<td>(\\d) {name}</td><td>([\\d.]+)</td>.*?</tr>", text)
+        assert float(row[2]) == round(100 * results["trainable"] / results["total"], 2)
         assert f"<td>{results['average']:.1f}</td>" in row[0]
-        assert f'class="name">{name}</text>' in text                # beside its dot
-    assert all(f"<b>{size}</b>" in text for size in GATES)
+        assert f'class="dot">{row[1]}</text>' in text               # in its dot
+        # Its number in the legend, and its G of the first layer and the last.
+        assert f">{row[1]}</b>{name}</span>" in text
+        maps = re.findall(f"<h3>{name} (.*?)</h3>", text)
+        if name != "adapter":
+            assert maps == ["layer 1, behind self-attention", "layer 1, behind feed-forward"]
+
+
+def test_runs_of_other_tasks(trained, tmp_path):
+    """No average is drawn that cannot be compared; a curve has its row's colour everywhere."""
+    folders = [str(trained["clips"]), str(trained["adapter"])]
+    text = report.write(folders, tmp_path / "mixed.html").read_text(encoding="utf-8")
+    assert "average score" not in text and "<th>caption</th>" in text and "<th>tvqa</th>" in text
+    number = int(re.search(r"<td>(\d) adapter,", text)[1])
+    curve = re.search("<h3>vqa</h3>.*?</svg>", text)[0]
+    assert f"stroke:var(--c{number - 1})" in curve and curve.count("<polyline") == 1
 
 
 def test_runs_are_named_by_what_differs(trained):
@@ -199,7 +213,8 @@ def test_runs_are_named_by_what_differs(trained):
                            | {"average": average}, done.log)
     groups = report.by_name([like(1.0, seed=1), like(3.0, seed=2), like(5.0, control="blind"),
                              like(6.0, set="r=4")])
-    assert [*groups] == ["adapter", "adapter, control blind", "adapter, set r=4"]
+    # The best first.
+    assert [*groups] == ["adapter, set r=4", "adapter, control blind", "adapter"]
     assert report.shown_mean([d.results["average"] for d in groups["adapter"]]) == "2.0 ± 1.4"
     assert [*report.by_name([like(1.0, seed=1, lm="x")])] == ["adapter"]
 
@@ -210,16 +225,13 @@ def test_a_chart_puts_points_where_they_belong():
     (x0, y0), (x1, y1), (x2, y2) = ([*map(float, point.split(","))] for point in points)
     assert x0 == page.LEFT and x2 == page.RIGHT and x1 == (x0 + x2) / 2
     assert page.BOTTOM > y0 > y2 > y1 > page.TOP and y2 == pytest.approx((y0 + y1) / 2, abs=0.11)
-    # Ten times as much is always as far to the right, and names do not lie on each other.
-    dots = {f"row {i}": [(10.0 ** (i % 3), float(i // 3), 0.1)] for i in range(9)}
+    # Ten times as much is always as far to the right; every dot has its curve's number.
+    dots = {f"row {i}": [(10.0 ** (i % 3), float(i // 3), 0.1)] for i in range(9)} | {"none": []}
     drawn = page.chart(dots, "trained, %", "score", log=True)
     at = sorted({float(x) for x in re.findall(r'circle cx="([\d.]+)"', drawn)})
     assert len(at) == 3 and at[2] - at[1] == pytest.approx(at[1] - at[0], abs=0.11)
-    names = [(float(x), float(y)) for x, y in
-             re.findall(r'<text x="([\d.]+)" y="([\d.]+)" text-anchor="start" class="name"', drawn)]
-    assert len(names) == 9
-    for i, (x, y) in enumerate(names):
-        assert all(abs(x - a) >= 39 or abs(y - b) >= 11.9 for a, b in names[:i])
+    assert re.findall(r'class="dot">(\d)<', drawn) == [*"123456789"]
+    assert page.chart({"none": []}, "x", "y") == ""
     assert "NaN" not in page.chart({"one": [(3, 7.0, 0.0)]}, "x", "y", log=True)
 
 
@@ -229,7 +241,7 @@ def test_colours_and_words():
     assert len(np.unique(page.colours(np.full(3, 0.7), 0.7, 0.7), axis=0)) == 1
     told = page.chips(["<s>", "red"], np.array([0.0, 1.0]), 0, 1)
     assert "&lt;s&gt;" in told and "color:#fff" in told and "color:#000" in told
-    assert "0.500 everywhere" in page.matrix(np.full((2, 3), 0.5, np.float32))
+    assert "0.500 to 0.500, mean 0.500" in page.matrix(np.full((2, 3), 0.5, np.float32))
 
 
 def test_text_from_outside_stays_text(trained):
@@ -245,7 +257,7 @@ def test_errors_are_one_sentence(trained, tmp_path):
     for change, named in (
             (lambda run: (run / "predictions" / "vqa.json").write_text("[]"), "vqa.json"),
             (lambda run: (run / "log.jsonl").write_text("x"), "results.json"),
-            (lambda run: (run / "results.json").unlink(), "not finished")):
+            (lambda run: (run / "results.json").unlink(), "never tested")):
         change(tmp_path / "run")
         with pytest.raises(SystemExit, match=named) as error:
             report.main([str(tmp_path / "run")])
@@ -309,8 +321,9 @@ def test_a_browser_shows_it_whole(pages, tmp_path, name, width):
 @pytest.mark.skipif(not FOUND, reason="no Chromium is installed (apt-get install chromium)")
 def test_the_browser_sees_what_is_wrong(tmp_path):
     """The check itself: a lost picture, a wide line, a circle outside its drawing."""
-    wrong = page.page("x", '<img src="none.png" alt="none"><div style="width:900px">.</div>'
-                      '<svg viewBox="0 0 10 10"><circle cx="30" cy="5" r="2"></circle></svg>')
+    content = ('<img src="none.png" alt="none"><div style="width:900px">.</div>'
+               '<svg viewBox="0 0 10 10"><circle cx="30" cy="5" r="2"></circle></svg>')
+    wrong = page.page("x", "", [("", content, "")])
     (tmp_path / "page.html").write_text(wrong, encoding="utf-8")
     said = browse(tmp_path / "page.html", 360, tmp_path)
     for named in ("not loaded none", "overflow", "outside the page", "outside its drawing"):
