@@ -39,7 +39,7 @@ import methods
 import t5
 import train
 from model import VisualEmbedding, VLModel, vocabulary
-from support import features, published_lm
+from support import features, published_lm, weights
 from support.gate import program, reading, replace_file
 from tools.compare import machine
 from world.pretrain_lm import save_lm
@@ -258,7 +258,10 @@ def take_turn(turn: int) -> dict:
 
 def write_base(folder: str) -> None:
     """Random weights of BART-base's size, in the published layout."""
-    save_lm(t5.EncoderDecoder(t5.PRESETS["bart-base"]).init_weights(), "bart", Path(folder), {})
+    lm = t5.EncoderDecoder(t5.PRESETS["bart-base"]).init_weights()
+    save_lm(lm, "bart", Path(folder), {})                # its config.json; then weights in fp32
+    weights.write(f"{folder}/model.safetensors",
+                  weights.published(lm, published_lm.table(lm.config)), {"format": "pt"})
 
 
 def measure(work: str, args: Namespace) -> dict[str, list[dict]]:

@@ -59,8 +59,8 @@ PYTHON
 
 say "a run that is stopped and resumed ends as the one that never stopped"
 run="python train.py --tasks vqa --device $DEVICE --steps $((8 * STEPS)) --log-every 1"
-$run --out "$OUT/whole" >"$OUT/whole.txt" 2>&1
-$run --out "$OUT/resumed" >"$OUT/resumed.txt" 2>&1 &
+$run --out "$OUT/whole" &>"$OUT/whole.txt"
+$run --out "$OUT/resumed" &>"$OUT/resumed.txt" &
 until [ "$(cat "$OUT/resumed/log.jsonl" 2>&1 | wc -l)" -ge "$STEPS" ]; do sleep 0.02; done
 kill -TERM $! && ! wait $!
 python train.py --resume "$OUT/resumed" --device "$DEVICE" >>"$OUT/resumed.txt" 2>&1
@@ -68,7 +68,7 @@ same "$OUT/whole/predictions/vqa.json" "$OUT/resumed/predictions/vqa.json"
 
 say "the shipped run's answers, greedy and of 5 beams, are the CPU's"
 for where in cpu "$DEVICE"; do
-    python train.py --test weights/tiny-vlpet --tasks vqa,caption --device "$where" >"$OUT/test.txt"
+    python train.py --test weights/tiny-vlpet --tasks vqa,caption --device "$where" &>"$OUT/test.txt"
     rm -rf "$OUT/on-$where" && mv out/tiny-vlpet/predictions "$OUT/on-$where"
 done
 for task in vqa caption; do same "$OUT/on-cpu/$task.json" "$OUT/on-$DEVICE/$task.json"; done
