@@ -67,9 +67,9 @@ python train.py --resume "$OUT/resumed" --device "$DEVICE" >>"$OUT/resumed.txt" 
 same "$OUT/whole/predictions/vqa.json" "$OUT/resumed/predictions/vqa.json"
 
 say "the shipped run's answers, greedy and of 5 beams, are the CPU's"
-for where in cpu "$DEVICE"; do
-    python train.py --test weights/tiny-vlpet --tasks vqa,caption --device "$where" &>"$OUT/test.txt"
-    rm -rf "$OUT/on-$where" && mv out/tiny-vlpet/predictions "$OUT/on-$where"
+for on in cpu "$DEVICE"; do
+    python train.py --test weights/tiny-vlpet --tasks vqa,caption --device "$on" &>"$OUT/test.txt"
+    rm -rf "$OUT/on-$on" && mv out/tiny-vlpet/predictions "$OUT/on-$on"
 done
 for task in vqa caption; do same "$OUT/on-cpu/$task.json" "$OUT/on-$DEVICE/$task.json"; done
 
