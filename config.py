@@ -62,7 +62,12 @@ class Config:
     frames: str = option("real", "of clips; all: padding too, as the papers' code", {"real", "all"})
     subtitles: str = option("", "of clips: all of the video's, as the papers, or of the span asked "
                             "about; default: all, of built-in clips span", {"", "all", "span"})
-    precision: str = option("fp32", "or bf16 (autocast)", {"fp32", "bf16"})
+    precision: str = option("fp32", "of matrix products; or tf32, or bf16 (autocast; so are frozen "
+                            "matrices kept)", {"fp32", "tf32", "bf16"})
+    compile: bool = option(False, "the training loss by torch.compile: minutes once, then faster",
+                           bool)
+    checkpoint: bool = option(False, "the encoder's activations are not kept but computed again in "
+                              "the backward pass: a third more time, much less memory", bool)
     answers: str = option("", "yes: an answer is chosen among those of the training data, not "
                           "written; or a JSON file that lists the answers of one task")
     beams: int = option(5, "of captions and of answers about clips", Number(1, 100, whole=True))

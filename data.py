@@ -207,7 +207,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: v.to(device) for k, v in tensors.items() if isinstance(v, Tensor)}
+        moved = {}
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Tensor):
+                if str(device) == "cuda":                # so that nobody waits for the copy
+                    tensor = tensor.pin_memory()
+                moved[name] = tensor.to(device, non_blocking=True)
         return replace(self, **moved)
 
 

@@ -20,6 +20,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import adapters
 import t5
@@ -29,6 +30,7 @@ from support.decoding import beam_search, greedy
 
 TASKS = ("vqa", "gqa", "nlvr", "caption")            # of the papers' tables
 NORMS = (nn.LayerNorm, nn.RMSNorm)
+LOGITS = 2**26                                       # at once in the training loss: 256 MB
 
 
 # --------------------------------------------------------------------------------- the picture
@@ -298,27 +300,42 @@ class VLModel(nn.Module):
         (task,) = set(batch.tasks)
         return self.answers[task]
 
+    def states(self, batch) -> Tensor:
+        """The decoder's states (B, T, D) at the batch's labels, teacher forced."""
+        _, mask, cache, ctx = self.encode(batch)
+        return self.lm.decode(self.lm.shift_right(batch.labels), mask, cache, ctx)
+
     def forward(self, batch) -> Tensor:
         """Logits (B, T, V) of the batch's labels, teacher forced; of answer heads, (B, A)."""
-        memory, mask, cache, ctx = self.encode(batch)
-        if self.answers:
-            prompt = memory.size(1) - batch.input_ids.size(1) - batch.order_ids.size(1)
-            state = self.lm.gather(memory, prompt)       # of the text's first token: B, D
-            return ctx.by_task(lambda task, own, _: self.answers[task](own), state)
-        ids = self.lm.shift_right(batch.labels)                             # B, T
-        return self.lm.logits(self.lm.decode(ids, mask, cache, ctx))
+        if not self.answers:
+            return self.lm.logits(self.states(batch))
+        memory, _, _, ctx = self.encode(batch)
+        prompt = memory.size(1) - batch.input_ids.size(1) - batch.order_ids.size(1)
+        state = self.lm.gather(memory, prompt)           # of the text's first token: B, D
+        return ctx.by_task(lambda task, own, _: self.answers[task](own), state)
 
     def loss(self, batch) -> Tensor:
         """The training loss: the cross-entropy of every target token, times the example's weight
         (data.loss_weights); or the answer head's, from the soft scores of its answers."""
-        scores = self(batch)
         if not self.answers:
-            return (token_loss(scores, batch.labels) * batch.weights[:, None]).sum()
-        loss = 0.0
+            loss = self.token_losses(self.states(batch), batch.labels)      # B, T
+            return (loss * batch.weights[:, None]).sum()
+        scores, loss = self(batch), 0.0
         for task, rows in self.context(batch.tasks, scores.device).rows.items():
             own = self.answers[task].loss(scores[rows], batch.answers[rows])
             loss = loss + (own * batch.weights[rows]).sum()
         return loss
+
+    def token_losses(self, h: Tensor, labels: Tensor) -> Tensor:
+        """Decoder states (B, T, D) -> the cross-entropy of each target token (B, T). 500 captions
+        have 2 GB of logits: so large a table is made in parts, each again in the backward pass."""
+        def losses(h: Tensor, labels: Tensor) -> Tensor:
+            return token_loss(self.lm.logits(h), labels)
+        rows = max(1, LOGITS // (labels.size(1) * self.lm.config.vocab))
+        if rows >= len(h):
+            return losses(h, labels)
+        parts = zip(h.split(rows), labels.split(rows))
+        return torch.cat([checkpoint(losses, *part, use_reentrant=False) for part in parts])
 
     # ------------------------------------------------------------------------------- answers
 

@@ -33,6 +33,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
 
@@ -226,9 +227,9 @@ class FeedForward(nn.Module):
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """F.dropout, which on the CPU takes a seventh of a training step of BART-base: it draws a float64
-    a unit and keeps a mask of floats. 16 random bits and a mask of bytes do the same."""
-    if not training or p == 0 or x.device.type != "cpu":
+    """F.dropout. On the CPU that is a seventh of a training step of BART-base: it draws a float64 a
+    unit and keeps a mask of floats. 16 random bits and a mask of bytes do the same."""
+    if not training or p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-2**63, None)
     bits = bits.view(torch.int16)[:x.numel()].view(x.shape)                 # -32768 .. 32767
@@ -388,6 +389,7 @@ class EncoderDecoder(nn.Module):
         self.register_buffer("logits_bias", bias)
         self.pooler = nn.Linear(config.d, config.d) if config.pooler else None
         self.grid = Grid(*config.grid) if config.grid[0] else None
+        self.checkpoint = False                          # keep no activations of encoder blocks
 
     def encode(self, ids: Tensor, visual: Tensor | None = None, seen: Tensor | None = None,
                ctx=None) -> tuple[Tensor, Tensor]:
@@ -415,9 +417,15 @@ class EncoderDecoder(nn.Module):
             text = x.size(1) - N                                            # P + L
             bias = F.pad(encoder.bias(text, text), (0, N, 0, N))            # 1, H, S, S
             attend = bias.masked_fill(~attend, float("-inf"))               # B, H, S, S
-        for block in encoder.blocks:
+
+        def run(x: Tensor, block: Block) -> Tensor:
             x, _ = block.self_attn(x, ctx, mask=attend)
-            x, _ = block.ffn(x, ctx)
+            return block.ffn(x, ctx)[0]
+        for block in encoder.blocks:
+            if self.checkpoint and torch.is_grad_enabled():
+                x = checkpoint(run, x, block, use_reentrant=False)
+            else:
+                x = run(x, block)
         return encoder.finish(x), mask
 
     def gather(self, memory: Tensor, first: int) -> Tensor:
@@ -445,11 +453,11 @@ class EncoderDecoder(nn.Module):
         offset = 0 if past is None else past[0].size(2)  # tokens that were decoded before
         assert not offset or T == 1, f"a filled cache takes one token at a time, not {T}"
         x = decoder.embed(self.shared(ids), offset)                         # B, T, D
-        # No token sees a later one. One token alone has none, and sees all of its past.
-        attend, causal = None, T > 1
+        # No token sees a later one. The next token, behind a past, sees all of it.
+        attend, causal = None, past is None
         if decoder.relative is not None:
             attend, causal = decoder.bias(T, offset + T), False             # 1, H, T, offset + T
-            if T > 1:
+            if past is None:
                 future = torch.ones(T, T, dtype=torch.bool, device=ids.device).triu(1)
                 attend = attend.masked_fill(future, float("-inf"))
         visible = mask[:, None, None, :]                                    # B, 1, 1, S

@@ -90,6 +90,13 @@ def setup(config: Config, held: weights.Tensors | None = None,
         model.install(method, tuple(tasks))
     run = Run(config, model, tokenizer, packed, identity)
     model.to(run.device)
+    lm.checkpoint = config.checkpoint
+    torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
+    if config.precision == "bf16":
+        # Autocast would cast frozen matrices at every step, and keep both.
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+                module.weight.data = module.weight.data.bfloat16()
     return run
 
 
@@ -202,6 +209,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
         resume.save_last(run, optimizer, step, log)
         runs.save_json(run.folder / "config.json", asdict(config))      # now it can be resumed
     log.open(step)
+    loss_of = torch.compile(model.loss, fullgraph=True) if config.compile else model.loss
     bar = tqdm(total=total, initial=step, desc=f"train {config.method}", disable=not ranks.FIRST)
 
     while True:
@@ -229,7 +237,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
             losses = []
             for batch in shares:
                 with autocast(run):
-                    loss = model.loss(batch)
+                    loss = loss_of(batch)
                 loss.backward()
                 losses.append(loss.detach())
             loss, stopped = ranks.add_up(model, sum(losses), stop.asked)

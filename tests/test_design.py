@@ -94,7 +94,7 @@ def test_lines_read_plainly(name):
     """No walrus but in `while`, no comprehension in another, no function longer than a page."""
     found = measure(ALL[name])
     assert found["walrus"] == found["nested"] == 0
-    assert found["longest"] <= 75 and found["lines"] <= 525
+    assert found["longest"] <= 75 and found["lines"] <= 530
 
 
 @pytest.mark.parametrize("name", LESSON)
@@ -105,8 +105,8 @@ def test_lessons_are_explained(name):
 
 
 def test_the_house_stays_small():
-    assert total(LESSON)["lines"] <= 3570
-    assert total(FILES)["lines"] <= 10250
+    assert total(LESSON)["lines"] <= 3620
+    assert total(FILES)["lines"] <= 10420
 
 
 def test_one_file_opens_weights():

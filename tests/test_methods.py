@@ -61,13 +61,13 @@ def row(kind, name, changes=""):
     return methods.row(name, kind == "t5", ",".join([*fit, own, changes]))
 
 
-def build(kind, name, K=4, changes="", seed=0):
-    return tiny.model(kind, row(kind, name, changes), seed, TASKS[:K]).eval()
+def build(kind, name, K=4, changes="", seed=0, **other):
+    return tiny.model(kind, row(kind, name, changes), seed, TASKS[:K], **other).eval()
 
 
-def awake(kind, name, K=4, changes="", std=0.15):
+def awake(kind, name, K=4, changes="", std=0.15, **other):
     """A model whose added modules all matter, and differ from task to task."""
-    m = build(kind, name, K, changes)
+    m = build(kind, name, K, changes, **other)
     for tune in filter(None, (*(place.tune for place in m.installed.values()), m.hyper)):
         tiny.randomize(tune, 1, std)
     if m.shared_R is not None:
@@ -561,6 +561,49 @@ def test_bf16_is_finite(kind, name, K):
     m.to(torch.bfloat16)
     with torch.no_grad():
         assert m(b).dtype == torch.bfloat16 and m(b).isfinite().all()
+
+
+# One row of each kind of module; each takes seconds to trace.
+TRACED = ["vlpet-large", "vlpet-small", "dora", "compacter-original", "hyperformer",
+          "adapter-multiple", "prompt"]
+
+
+@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_compiles_whole(kind, name):
+    """--compile yes: the training loss is one graph, forward and backward, of the same numbers."""
+    m, b = awake(kind, name, dropout=0.0).train(), tiny.batch(kind)
+    torch.compiler.reset()
+    for stack in m.lm.encoder, m.lm.decoder:                       # the second is traced alike
+        stack.blocks = stack.blocks[:1]
+    for lora in filter(lambda module: isinstance(module, adapters.Adapter), m.modules()):
+        lora.dropout = 0.0
+    params = [p for p in m.parameters() if p.requires_grad]
+    one = torch.compile(m.loss, fullgraph=True, backend="aot_eager")(b)
+    two = m.loss(b)
+    close(one, two)
+    for a, b in zip(*(torch.autograd.grad(loss, params, allow_unused=True) for loss in (one, two))):
+        assert (a is None) == (b is None)
+        if a is not None:
+            close(a, b, 1e-5 * max(1, b.abs().max().item()))
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_less_memory_same_numbers(kind, monkeypatch):
+    """--checkpoint yes, and logits in parts: the same loss and gradients, dropout drawn alike."""
+    m, b = awake(kind, "vlpet-large", 4, dropout=0.2).train(), tiny.batch(kind)
+
+    def found():
+        torch.manual_seed(3)
+        m.zero_grad()
+        loss = m.loss(b)
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in m.parameters() if p.requires_grad)]
+    before = found()
+    m.lm.checkpoint = True
+    monkeypatch.setattr(model, "LOGITS", 2 * 5 * m.lm.config.vocab)    # two of three examples
+    for a, b in zip(found(), before):
+        close(a, b)
 
 
 # ------------------------------------------------------------------------------------ batches
