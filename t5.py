@@ -229,9 +229,10 @@ class FeedForward(nn.Module):
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """F.dropout. On the CPU that is a seventh of a training step of BART-base: it draws a float64 a
     unit and keeps a mask of floats. 16 random bits and a mask of bytes do the same."""
-    if not training or p == 0 or x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not training or p == 0 or x.is_cuda or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
-    bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-2**63, None)
+    bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64, device=x.device)
+    bits = bits.random_(-2**63, None)
     bits = bits.view(torch.int16)[:x.numel()].view(x.shape)                 # -32768 .. 32767
     dropped = round(p * 2**16)                           # of 65,536 equally likely values
     return torch.where(bits >= dropped - 2**15, x * (2**16 / (2**16 - dropped)), 0.0)

@@ -8,7 +8,9 @@ import torch
 import data
 import methods
 import model
+import t5
 from support import decoding
+from tools import count
 
 every_kind = pytest.mark.parametrize("kind", tiny.KINDS)
 
@@ -174,3 +176,15 @@ def test_beam_search_by_hand():
     assert logp.exp()[0].tolist() == pytest.approx([0.25, 0.368])
     c.force_eos = True       # only "end" at the last place, with probability 1: log(0.5) / 2 wins
     assert search(3, False)[0][:, 0].tolist() == [[0, 2, 1]]
+
+
+def test_kept_for_the_backward_pass():
+    """tools.count --batch, on no memory at all, counts what a step on the CPU really keeps."""
+    m = tiny.model("bart", methods.row("vlpet-large", False), dropout=0.1).train()
+    real = count.kept(m, 3, tiny.WIDTH)
+    with torch.device("meta"):
+        shapes = model.VLModel(t5.EncoderDecoder(m.lm.config), tiny.WIDTH)
+        shapes.install(methods.row("vlpet-large", False))
+    assert count.kept(shapes.train(), 3, tiny.WIDTH) == pytest.approx(real, rel=0.02)
+    twice = count.kept(shapes, 6, tiny.WIDTH)
+    assert twice == pytest.approx(2 * real, rel=0.05)

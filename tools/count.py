@@ -3,6 +3,7 @@
     python -m tools.count                                          # BART-base, RN101's features
     python -m tools.count --lm t5-base --features 512              # ViT-B/32's of clips
     python -m tools.count --method vlpet-large --set decoder=none
+    python -m tools.count --lm t5-large --batch 500                # and the memory that it takes
 
 The model is built without weights, so this takes a second.
 """
@@ -10,11 +11,13 @@ import argparse
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 import methods
 import t5
 from adapters import Method
 from answers import AnswerHead
+from data import Batch
 from model import TASKS, VLModel, vocabulary
 from support.gate import program, reading
 
@@ -23,7 +26,16 @@ def table(lm: str, width: int, rows: dict[str, Method], tasks: tuple[str, ...] =
           answers: int = 0) -> list[tuple[str, int, int]]:
     """(name, trainable, total) of rows, on a language model of a published size and visual
     features of a width. tasks: for rows with a module for each. answers: of one head."""
-    config, counts = t5.PRESETS[lm], []
+    model, counts = build(lm, width, answers), []
+    for name, method in rows.items():
+        _, trainable, total = model.install(method, tasks)[-1]
+        counts.append((name, trainable, total))
+        model.remove()
+    return counts
+
+
+def build(lm: str, width: int, answers: int = 0) -> VLModel:
+    config = t5.PRESETS[lm]
     with torch.device("meta"):                                   # shapes without numbers
         heads = {}
         if answers:
@@ -31,12 +43,28 @@ def table(lm: str, width: int, rows: dict[str, Method], tasks: tuple[str, ...] =
             heads["answers"] = AnswerHead(config.d, config.eps, listed, "ce")
             config = replace(config, layers=(config.layers[0], 0))
         lm = t5.EncoderDecoder(replace(config, vocab=vocabulary(config)))
-        model = VLModel(lm, width, answers=heads)
-        for name, method in rows.items():
-            _, trainable, total = model.install(method, tasks)[-1]
-            counts.append((name, trainable, total))
-            model.remove()
-    return counts
+        return VLModel(lm, width, answers=heads)
+
+
+def kept(model: VLModel, B: int, F: int, L: int = 20, N: int = 36, T: int = 6) -> int:
+    """Bytes that a training step keeps for its backward pass beside the parameters: of B questions
+    of L tokens about a picture of N features (N, F) with answers of T tokens."""
+    with model.lm.shared.weight.device:
+        ids, place, labels = (torch.full((B, n), 5) for n in (L, N, T))
+        batch = Batch(("vqa",) * B, ids, torch.zeros(B, N, F), torch.zeros(B, N, 4), 0 * place,
+                      place, None, labels, torch.ones(B))
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    found = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()               # that of views is counted once
+        if memory._cdata not in parameters:
+            found[memory._cdata] = tensor, memory.nbytes()
+        return tensor
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model.loss(batch)
+    assert loss.requires_grad
+    return sum(size for _, size in found.values())
 
 
 @program
@@ -46,6 +74,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--features", type=int, default=2048, help="width of the visual features")
     parser.add_argument("--tasks", default=",".join(TASKS), help="comma between them")
     parser.add_argument("--answers", type=int, default=0, help="answers to choose among, of a head")
+    parser.add_argument("--batch", type=int, default=0, help="examples of a training step: its "
+                                                             "memory, too")
     parser.add_argument("--method", default="", help="this row alone")
     parser.add_argument("--set", default="", dest="changes", help="changes, as in train.py --help")
     args = parser.parse_args(argv)
@@ -53,11 +83,23 @@ def main(argv: list[str] | None = None) -> None:
     names = [args.method] if args.method else methods.methods(is_t5)
     rows = {name: methods.row(name, is_t5, args.changes) for name in names}
     with reading("the settings"):
-        counts = table(args.lm, args.features, rows, tuple(args.tasks.split(",")), args.answers)
-    print(f"{'row':20} {'trainable':>12} {'total':>12} {'%':>8}  h'")
+        tasks = tuple(args.tasks.split(","))
+        counts = table(args.lm, args.features, rows, tasks, args.answers)
+    head = f"{'row':20} {'trainable':>12} {'total':>12} {'%':>8}"
+    if args.batch:
+        print("MiB in fp32: weights, gradients and AdamW's two moments of what is trained, what a "
+              f"step of {args.batch} keeps, the adapter file")
+        head += f" {'weights':>9} {'training':>9} {'kept':>9} {'file':>9}"
+    print(f"{head}  h'")
     for name, trainable, total in counts:
-        share = 100 * trainable / total
-        print(f"{name:20} {trainable:12,} {total:12,} {share:8.4f}  {rows[name].formula}")
+        line = f"{name:20} {trainable:12,} {total:12,} {100 * trainable / total:8.4f}"
+        if args.batch:
+            model = build(args.lm, args.features)
+            model.install(rows[name], tasks)
+            memory = kept(model.train(), args.batch, args.features)
+            sizes = 4 * total, 12 * trainable, memory, 4 * trainable
+            line += "".join(f" {size / 2**20:9,.0f}" for size in sizes)
+        print(f"{line}  {rows[name].formula}")
 
 
 if __name__ == "__main__":
