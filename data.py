@@ -210,7 +210,7 @@ class Batch:
         moved = {}
         for name, tensor in tensors.items():
             if isinstance(tensor, Tensor):
-                if str(device) == "cuda":                # so that nobody waits for the copy
+                if str(device) == "cuda" and not tensor.is_cuda:      # nobody waits for the copy
                     tensor = tensor.pin_memory()
                 moved[name] = tensor.to(device, non_blocking=True)
         return replace(self, **moved)

@@ -51,7 +51,7 @@ class Run:
 
     @property
     def device(self) -> str:
-        return self.config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return features.chosen(self.config.device)
 
 
 def read_config(folder: str, **given) -> Config:

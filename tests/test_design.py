@@ -106,7 +106,7 @@ def test_lessons_are_explained(name):
 
 def test_the_house_stays_small():
     assert total(LESSON)["lines"] <= 3620
-    assert total(FILES)["lines"] <= 10460
+    assert total(FILES)["lines"] <= 10500
 
 
 def test_one_file_opens_weights():

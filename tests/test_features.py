@@ -167,6 +167,21 @@ def test_controls(vit, clips, tmp_path):
     assert hidden.frames(["long", "gif"]) == [0, 0]
 
 
+def test_held_on_the_device(packed, tmp_path, monkeypatch, vit):
+    """Where all rows fit, they are copied once, and handed out from there alike."""
+    save(tmp_path / "more" / "x.png", 3)
+    extract(vit, tmp_path / "more", tmp_path / "2")
+    disk, held = (Features(packed, tmp_path / "2") for _ in range(2))
+    held.to("cpu")
+    assert held.table is None                              # it is there already
+    monkeypatch.setattr(features, "free_memory", lambda device: 2**30)
+    held.to("cpu")
+    assert held.table.shape == (len(disk.ids), 36, disk.settings["width"])
+    config = SimpleNamespace(control="blind", seed=3)
+    for one, two in (disk, held), (features.control(disk, config), features.control(held, config)):
+        assert torch.equal(one.stack(["x", "b", "x", "a"]), two.stack(["x", "b", "x", "a"]))
+
+
 def pack_until(argv: list[str], events: int) -> None:
     """A process of its own: killed at this event, which are reads and what is just to be saved."""
     turn, count = threading.Lock(), iter(range(1, 10 ** 9))
