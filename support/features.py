@@ -231,9 +231,9 @@ class Features:
                 self.tokens, self.settings = rows.shape[1], self.settings or settings
                 assert settings == self.settings, f"{settings}, but the others' are {self.settings}"
                 real = index["frames"] or [None] * len(rows)                # None: of a picture
-                number = sum(map(len, self.files))
+                first = sum(map(len, self.files))
                 self.files.append(rows)
-                for number, (name, row, frames) in enumerate(zip(index["ids"], rows, real), number):
+                for number, (name, row, frames) in enumerate(zip(index["ids"], rows, real), first):
                     if name not in index["skipped"]:
                         assert name not in self.held, f"another folder holds {name!r}, too"
                         self.held[name] = row, frames, number
@@ -250,7 +250,7 @@ class Features:
         if sum(rows.nbytes for rows in self.files) <= free_memory(device) / 2:
             self.table = torch.cat([torch.tensor(rows, device=device) for rows in self.files])
             with reading(self.folders):
-                for row, _, number in self.held.values():
+                for _, _, number in self.held.values():
                     assert self.table[number].isfinite().all(), "NaN or inf: pack again"
 
     def stack(self, ids: list[str]) -> Tensor:
