@@ -215,6 +215,12 @@ class VLModel(nn.Module):
             opened |= found
         return opened
 
+    def keep_frozen_in(self, dtype: torch.dtype) -> None:
+        """Casts frozen matrices once. Autocast would do so in every step, and keep both."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+                module.weight.data = module.weight.data.to(dtype)
+
     def remove(self) -> None:
         """Takes the method out: the language model is bit for bit what it was before install."""
         for module in self.installed.values():

@@ -239,8 +239,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 def embedding(rows: int, width: int) -> nn.Embedding:
-    """A table of zeros until init_weights or a file fills it. nn.Embedding would draw numbers, and on
-    the meta device import a compiler for that: 1 s."""
+    """A table of zeros until init_weights or a file fills it: to draw numbers on the meta device,
+    as nn.Embedding alone would, imports a compiler, 1 s."""
     return nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
 
 

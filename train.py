@@ -93,10 +93,7 @@ def setup(config: Config, held: weights.Tensors | None = None,
     lm.checkpoint = config.checkpoint
     torch.set_float32_matmul_precision("high" if config.precision == "tf32" else "highest")
     if config.precision == "bf16":
-        # Autocast would cast frozen matrices at every step, and keep both.
-        for module in model.modules():
-            if isinstance(module, nn.Linear) and not module.weight.requires_grad:
-                module.weight.data = module.weight.data.bfloat16()
+        model.keep_frozen_in(torch.bfloat16)
     return run
 
 

@@ -110,6 +110,7 @@ class Ours(VLModel):
         super().__init__(lm.resize(vocabulary(lm.config)), F)
         self.natural = args.natural
         self.install(methods.row(row, is_t5=False))
+        self.keep_frozen_in(args.dtype)
 
     def stepper(self, batch: data.Batch) -> tuple[Callable, Tensor]:
         step, start = super().stepper(batch)
