@@ -373,12 +373,20 @@ class VLModel(nn.Module):
     def stepper(self, batch) -> tuple[Callable, Tensor]:
         """What a search needs: a function that scores next tokens, and the first ones (B, 1)."""
         _, mask, cache, ctx = self.encode(batch)
+        tasks = list(batch.tasks)
 
-        def step(ids: Tensor, keep: Tensor | None = None) -> Tensor:
-            """Scores (rows, V) of the next token; `keep` names the rows that live on."""
-            if keep is not None:
-                for kv in cache:
-                    kv[0] = tuple(t.index_select(0, keep) for t in kv[0])
+        def step(ids: Tensor, keep: Tensor | None = None, items: Tensor | None = None) -> Tensor:
+            """Scores (rows, V) of the next token; `keep` names the rows that live on, `items` the
+            items, if some have left."""
+            nonlocal mask, ctx, tasks
+            for layer in cache:
+                if keep is not None:
+                    layer[0] = tuple(t.index_select(0, keep) for t in layer[0])
+                if items is not None:
+                    layer[1] = tuple(t.index_select(0, items) for t in layer[1])
+            if items is not None:
+                mask, tasks = mask[items], [tasks[i] for i in items]
+                ctx = self.context(tuple(tasks), mask.device)
             h = self.lm.decode(ids[:, -1:], mask, cache, ctx)               # rows, 1, D
             return self.lm.logits(h[:, -1]).float()
 

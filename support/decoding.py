@@ -9,6 +9,7 @@ golden files.
 Axes: B batch, K beams, t tokens so far, V vocabulary.
 """
 from collections.abc import Callable
+from copy import copy
 
 import torch
 import torch.nn.functional as F
@@ -75,23 +76,41 @@ class Hypotheses:
         self.length = torch.cat([self.length, length], 1).gather(1, best)
         self.count = (self.count + allowed.sum(1)).clamp(max=self.K)
 
+    def pick(self, items: Tensor) -> "Hypotheses":
+        """Those of some of the items."""
+        some = copy(self)
+        for name in ("score", "text", "length", "count"):
+            setattr(some, name, getattr(self, name)[items])
+        return some
+
+
+def gather(gone: list[tuple[Tensor, Hypotheses]], eos: int) -> tuple[Tensor, Tensor]:
+    """Items that left together, and their hypotheses -> text and sum(log p) of all, in order."""
+    order = torch.cat([items for items, _ in gone]).argsort()
+    text, score, length = (torch.cat([getattr(each, name) for _, each in gone])[order]
+                           for name in ("text", "score", "length"))
+    # The end of a hypothesis goes back in where there is room.
+    end = torch.arange(text.size(-1), device=text.device) == length[..., None]
+    return text.masked_fill(end, eos), score * length
+
 
 def beam_search(step: Callable, start: Tensor, c: Config, max_length: int, n: int, K: int,
                 early_stopping: bool) -> tuple[Tensor, Tensor]:
-    """K beams, all on the device. step(ids, keep) -> scores (B * K, V) of the next token.
+    """K beams, all on the device. step(ids, keep, items) -> scores (B * K, V) of the next token;
+    keep: which rows of the step before live on, items: which items, if some have left.
 
     Returns token ids (B, K, max_length), best first, and their sum(log p) (B, K)."""
-    B, device = len(start), start.device
-    first_row = torch.arange(B, device=device)[:, None] * K                 # B, 1
-    ids, keep = start.repeat_interleave(K, 0), None                         # B * K, t
-    score = torch.full((B, K), -1e9, device=device)
+    device, keep, items = start.device, None, None
+    ids = start.repeat_interleave(K, 0)                                     # B * K, t
+    score = torch.full((len(start), K), -1e9, device=device)
     score[:, 0] = 0                            # all beams start alike: only the first one counts
-    finished = Hypotheses(B, K, max_length, c.pad, device)
-    done = torch.zeros(B, dtype=torch.bool, device=device)
+    finished, gone = Hypotheses(len(start), K, max_length, c.pad, device), []
+    active = torch.arange(len(start), device=device)     # the items that are still written
 
-    while ids.size(1) < max_length and not done.all():
-        t = ids.size(1)
-        logp = ban_repeats(step(ids, keep).log_softmax(-1), ids, n)         # B * K, V
+    while ids.size(1) < max_length and len(active):
+        t, B = ids.size(1), len(active)
+        first_row = torch.arange(B, device=device)[:, None] * K             # B, 1
+        logp = ban_repeats(step(ids, keep, items).log_softmax(-1), ids, n)  # B * K, V
         if c.forced_bos is not None and t == 1:
             logp = force(logp, c.forced_bos)
         if c.force_eos and t == max_length - 1:
@@ -102,18 +121,23 @@ def beam_search(step: Callable, start: Tensor, c: Config, max_length: int, n: in
         row, token = first_row + i // V, i % V
         ends = token == c.eos
         # An end among the first K candidates is a hypothesis, a later one is forgotten.
-        finished.add(best[:, :K], ids[row[:, :K]], ends[:, :K] & ~done[:, None])
+        finished.add(best[:, :K], ids[row[:, :K]], ends[:, :K])
         worst = finished.score.min(1).values
         enough = (finished.count == K) & (early_stopping | (worst >= best[:, 0] / t))
         # The K best candidates that go on: a stable sort moves the ended ones behind.
         live = ends.long().sort(dim=1, stable=True).indices[:, :K]          # B, K
-        score, keep = best.gather(1, live), row.gather(1, live).flatten()
-        ids = torch.cat([ids[keep], token.gather(1, live).view(-1, 1)], 1)
-        done |= enough
+        score, keep, token = best.gather(1, live), row.gather(1, live), token.gather(1, live)
+        items = None
+        if enough.any():                       # who is done leaves: fewer rows from now on
+            gone.append((active[enough], finished.pick(enough)))
+            items = (~enough).nonzero()[:, 0]
+            active, finished = active[items], finished.pick(items)
+            score, keep, token = score[items], keep[items], token[items]
+        keep = keep.flatten()
+        ids = torch.cat([ids[keep], token.view(-1, 1)], 1)
 
-    live_rows = ids.view(B, K, -1)             # items that are not done add their live beams
-    finished.add(score, live_rows, (~done)[:, None].expand(-1, K))
-    logp = finished.score * finished.length
-    # The end of a hypothesis goes back in where there is room.
-    end = torch.arange(max_length, device=device) == finished.length[..., None]
-    return finished.text.masked_fill(end, c.eos), logp
+    # Items that are not done add their live beams.
+    every = torch.ones_like(score, dtype=torch.bool)
+    finished.add(score, ids.view(*score.shape, ids.size(1)), every)
+    gone.append((active, finished))
+    return gather(gone, c.eos)

@@ -168,7 +168,7 @@ def test_beam_search_by_hand():
     c = SimpleNamespace(pad=0, eos=1, force_eos=False, forced_bos=None)
 
     def search(max_length, early):
-        return decoding.beam_search(lambda ids, keep=None: after[ids[:, -1]],
+        return decoding.beam_search(lambda ids, *_: after[ids[:, -1]],
                                  torch.zeros(1, 1, dtype=torch.long), c, max_length, 0, 2,
                                  early)
     text, logp = search(3, False)

@@ -114,7 +114,7 @@ class Ours(VLModel):
 
     def stepper(self, batch: data.Batch) -> tuple[Callable, Tensor]:
         step, start = super().stepper(batch)
-        return lambda ids, keep=None: end(ids, step(ids, keep), len(start), self.natural), start
+        return lambda ids, *more: end(ids, step(ids, *more), len(start), self.natural), start
 
 
 class Peer(nn.Module):
