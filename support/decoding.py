@@ -87,8 +87,9 @@ class Hypotheses:
 def gather(gone: list[tuple[Tensor, Hypotheses]], eos: int) -> tuple[Tensor, Tensor]:
     """Items that left together, and their hypotheses -> text and sum(log p) of all, in order."""
     order = torch.cat([items for items, _ in gone]).argsort()
-    text, score, length = (torch.cat([getattr(each, name) for _, each in gone])[order]
-                           for name in ("text", "score", "length"))
+    text = torch.cat([each.text for _, each in gone])[order]                # B, K, max_length
+    score = torch.cat([each.score for _, each in gone])[order]              # B, K
+    length = torch.cat([each.length for _, each in gone])[order]
     # The end of a hypothesis goes back in where there is room.
     end = torch.arange(text.size(-1), device=text.device) == length[..., None]
     return text.masked_fill(end, eos), score * length
