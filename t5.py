@@ -238,10 +238,12 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     return torch.where(bits >= dropped - 2**15, x * (2**16 / (2**16 - dropped)), 0.0)
 
 
-def embedding(rows: int, width: int) -> nn.Embedding:
-    """A table of zeros until init_weights or a file fills it: to draw numbers on the meta device,
-    as nn.Embedding alone would, imports a compiler, 1 s."""
-    return nn.Embedding.from_pretrained(torch.zeros(rows, width), freeze=False)
+class Embedding(nn.Embedding):
+    """A table that draws no numbers on the meta device: that imports a compiler, 1 s."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 def make_norm(config: Config) -> nn.Module:
@@ -297,11 +299,11 @@ class Stack(nn.Module):
         super().__init__()
         self.config, self.decoder = config, decoder
         learned = config.positions > 0
-        self.positions = embedding(config.positions, config.d) if learned else None
-        self.segments = embedding(config.segments, config.d) if config.segments else None
+        self.positions = Embedding(config.positions, config.d) if learned else None
+        self.segments = Embedding(config.segments, config.d) if config.segments else None
         self.embed_norm = make_norm(config) if learned else None
         # One table for all blocks: the published name puts it into the first one.
-        self.relative = None if learned else embedding(config.buckets, config.heads)
+        self.relative = None if learned else Embedding(config.buckets, config.heads)
         depth = config.layers[1 if decoder else 0]
         self.blocks = nn.ModuleList(Block(config, decoder) for _ in range(depth))
         self.norm = make_norm(config) if config.pre_norm else None
@@ -371,7 +373,7 @@ class Grid(nn.Module):
 
     def __init__(self, rows: int, width: int):
         super().__init__()
-        self.rows, self.columns = embedding(rows, width), embedding(rows, width)
+        self.rows, self.columns = Embedding(rows, width), Embedding(rows, width)
 
     def forward(self, boxes: Tensor) -> Tensor:
         """Boxes (B, N, 4) of the cells, x1, x2, y1, y2 in 0..1, row by row -> (B, N, F)."""
@@ -386,7 +388,7 @@ class EncoderDecoder(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        self.shared = embedding(config.vocab, config.d)      # of encoder, decoder and tied head
+        self.shared = Embedding(config.vocab, config.d)      # of encoder, decoder and tied head
         self.encoder, writes = Stack(config, False), config.layers[1] > 0
         self.decoder = Stack(config, True) if writes else None
         own_head = writes and not config.tied
