@@ -94,7 +94,7 @@ def test_lines_read_plainly(name):
     """No walrus but in `while`, no comprehension in another, no function longer than a page."""
     found = measure(ALL[name])
     assert found["walrus"] == found["nested"] == 0
-    assert found["longest"] <= 75 and found["lines"] <= 535
+    assert found["longest"] <= 75 and found["lines"] <= 545
 
 
 @pytest.mark.parametrize("name", LESSON)
