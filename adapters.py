@@ -385,7 +385,8 @@ class DoRA(Adapter):
         b = 0 if linear.bias is None else linear.bias
         delta = self.scale * self.net.up.matrix() @ self.net.down.matrix()   # d_out, d_in
         # The norm is a constant for the gradient (section 4.3).
-        G = self.m / (linear.weight + delta).norm(dim=1).detach()            # d_out
+        W = linear.weight.to(self.m.dtype)                                   # kept in bf16, perhaps
+        G = self.m / (W + delta).norm(dim=1).detach()                        # d_out
         return G * (self.update(h, x, ctx) - b) + b
 
 

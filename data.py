@@ -211,7 +211,7 @@ class Batch:
         for name, tensor in tensors.items():
             if isinstance(tensor, Tensor):
                 if str(device) == "cuda" and not tensor.is_cuda:      # nobody waits for the copy
-                    tensor = tensor.pin_memory()
+                    tensor = tensor.contiguous().pin_memory()
                 moved[name] = tensor.to(device, non_blocking=True)
         return replace(self, **moved)
 

@@ -216,7 +216,7 @@ class VLModel(nn.Module):
         return opened
 
     def keep_frozen_in(self, dtype: torch.dtype) -> None:
-        """Casts frozen matrices once. Autocast would do so in every step, and keep both."""
+        """Casts frozen matrices for good. Autocast would do so in every step, and keep both."""
         for module in self.modules():
             if isinstance(module, nn.Linear) and not module.weight.requires_grad:
                 module.weight.data = module.weight.data.to(dtype)
@@ -385,7 +385,7 @@ class VLModel(nn.Module):
                 if items is not None:
                     layer[1] = tuple(t.index_select(0, items) for t in layer[1])
             if items is not None:
-                mask, tasks = mask[items], [tasks[i] for i in items]
+                mask, tasks = mask[items], [tasks[i] for i in items.tolist()]
                 ctx = self.context(tuple(tasks), mask.device)
             h = self.lm.decode(ids[:, -1:], mask, cache, ctx)               # rows, 1, D
             return self.lm.logits(h[:, -1]).float()

@@ -234,7 +234,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64, device=x.device)
     bits = bits.random_(-2**63, None)
     bits = bits.view(torch.int16)[:x.numel()].view(x.shape)                 # -32768 .. 32767
-    dropped = round(p * 2**16)                           # of 65,536 equally likely values
+    dropped = min(round(p * 2**16), 2**16 - 1)           # of 65,536 equally likely values
     return torch.where(bits >= dropped - 2**15, x * (2**16 / (2**16 - dropped)), 0.0)
 
 

@@ -11,9 +11,10 @@ size, a batch belongs to one task, only what the method's row opens is trained.
 """
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from itertools import starmap
 from pathlib import Path
 
 import torch
@@ -172,6 +173,10 @@ def fetch(run: Run, examples: Examples, plan: list, epoch: int) -> Iterator[tupl
         shares = ranks.shares(run.config.accumulate)        # usually one, the whole batch
         return task, asked, [collate(run, asked, key, share) for share in shares]
 
+    packed = all(isinstance(source, features.Features) for source in run.features.values())
+    if run.device == "cpu" and not packed:                  # CLIP looks on: it needs all cores
+        yield from starmap(make, plan)
+        return
     with ThreadPoolExecutor(1, initializer=ranks.start_thread) as thread:
         ahead = None
         for task, chosen in plan:
@@ -194,6 +199,14 @@ def check_finite(step: int, asked: list[Example], loss: Tensor, norm: Tensor) ->
             f"at the features of {[ex.id for ex in asked]!s:.300}")
 
 
+def loss_function(run: Run) -> Callable[[data.Batch], Tensor]:
+    """The model's loss; with --compile, a graph a task and size of its batches."""
+    if not run.config.compile:
+        return run.model.loss
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(run.model.loss, fullgraph=True)
+
+
 def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again: bool) -> None:
     """Leaves in adapter.safetensors what was trained: last epoch or best one (--keep)."""
     # The model is in place. Now its optimiser, and where an interrupted run was.
@@ -206,7 +219,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
         resume.save_last(run, optimizer, step, log)
         runs.save_json(run.folder / "config.json", asdict(config))      # now it can be resumed
     log.open(step)
-    loss_of = torch.compile(model.loss, fullgraph=True) if config.compile else model.loss
+    loss_of = loss_function(run)
     bar = tqdm(total=total, initial=step, desc=f"train {config.method}", disable=not ranks.FIRST)
 
     while True:
@@ -259,6 +272,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
 
             # save, here or, behind an epoch or a signal, outside the loop
             if stopped:
+                stop.asked = True                           # by another rank, perhaps
                 break
             if step % config.save_every == 0:
                 resume.save_last(run, optimizer, step, log)
@@ -417,13 +431,15 @@ def test_run(config: Config, split: str = "test", given: tuple[str, ...] = ()) -
 @program
 def main(argv: list[str] | None = None) -> None:
     config, args = configs.parse(argv)
+    if args.test or args.resume:
+        config = runs.read_config(args.test or args.resume, **args.given)
+    else:
+        config = configs.resolve(config)
     ranks.start(config.device)
     if args.test:
-        test_run(runs.read_config(args.test, **args.given), args.split, tuple(args.given))
-    elif args.resume:
-        train_run(runs.read_config(args.resume, **args.given), again=True)
+        test_run(config, args.split, tuple(args.given))
     else:
-        train_run(configs.resolve(config))
+        train_run(config, again=bool(args.resume))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -35,7 +36,8 @@ def start(device: str) -> None:
     on_gpus = device == "cuda" or not device and torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))                # "cuda" means this one
-    dist.init_process_group("nccl" if on_gpus else "gloo")
+    # The first rank may pack features for hours before the others see it again.
+    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=timedelta(days=1))
     if not FIRST:
         sys.stdout, gate.read_only = open(os.devnull, "w"), True
 
@@ -45,8 +47,8 @@ def meeting() -> Iterator[None]:
     """Around what all ranks do together: if one is missing, the others say so in a sentence."""
     try:
         yield
-    except RuntimeError:
-        raise BadInput("another rank ended: its message is above or below") from None
+    except RuntimeError as why:
+        raise BadInput(f"another rank ended, its message is above or below ({why!s:.200})") from why
 
 
 def start_thread() -> None:
@@ -94,9 +96,9 @@ def gather(own: list, count: int) -> list:
 
 
 def seed_dropout(seed: int, step: int) -> None:
-    """Ranks must not drop the same units; and whoever resumes, with as many or not, draws anew."""
+    """Ranks must not drop the same units. What is dropped depends on seed, step and rank."""
     if WORLD > 1:
-        torch.manual_seed((seed * 1_000_003 + step) * 4096 + RANK)
+        torch.manual_seed(((seed * 1_000_003 + step) * 4096 + RANK) % 2**63)
 
 
 def add_up(model: nn.Module, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
@@ -114,4 +116,4 @@ def add_up(model: nn.Module, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
     *summed, extra = flat.split([grad.numel() for grad in grads] + [2])
     for grad, total in zip(grads, summed):
         grad.copy_(total.view_as(grad))
-    return extra[0], bool(extra[1])
+    return extra[0].clone(), bool(extra[1])              # a view would keep the long vector

@@ -24,7 +24,7 @@ import config as configs
 import methods
 from config import Config
 from model import VLModel
-from support import features, weights
+from support import features, ranks, weights
 from support.gate import fits, read_json, read_text, reading, replace_file
 
 try:
@@ -186,6 +186,7 @@ def keep_best(run: Run, line: dict, scores: dict[int, float]) -> None:
 def finish(run: Run, scores: dict[int, float]) -> None:
     """adapter.safetensors: what the last epoch left, or the best one."""
     path, more = run.folder / BEST, {}
+    ranks.agree()                                           # the first rank has written it
     if run.config.keep == "best" and scores:
         held = read(path)
         with reading(path):
@@ -223,7 +224,7 @@ def features_identity(run: Run, examples: dict[str, list]) -> str:
     parts = []
     for task, found in examples.items():
         ids = [example.images[0] for example in found[:16]]
-        parts.append(run.features[task].stack(ids).numpy())
+        parts.append(run.features[task].stack(ids).cpu().numpy())
     return digest(*parts)
 
 

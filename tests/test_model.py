@@ -181,10 +181,10 @@ def test_beam_search_by_hand():
 def test_kept_for_the_backward_pass():
     """tools.count --batch, on no memory at all, counts what a step on the CPU really keeps."""
     m = tiny.model("bart", methods.row("vlpet-large", False), dropout=0.1).train()
-    real = count.kept(m, 3, tiny.WIDTH)
+    real = count.kept(m, "vqa", 3, tiny.WIDTH)
     with torch.device("meta"):
         shapes = model.VLModel(t5.EncoderDecoder(m.lm.config), tiny.WIDTH)
         shapes.install(methods.row("vlpet-large", False))
-    assert count.kept(shapes.train(), 3, tiny.WIDTH) == pytest.approx(real, rel=0.02)
-    twice = count.kept(shapes, 6, tiny.WIDTH)
+    assert count.kept(shapes.train(), "vqa", 3, tiny.WIDTH) == pytest.approx(real, rel=0.02)
+    twice = count.kept(shapes, "vqa", 6, tiny.WIDTH)
     assert twice == pytest.approx(2 * real, rel=0.05)

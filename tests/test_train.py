@@ -711,6 +711,22 @@ def test_other_rows_and_dialects_train(small, tmp_path, lm, method, tasks):
     assert {*tasks.split(",")} <= content(tmp_path / "out" / "results.json").keys()
 
 
+def test_compiled(small, tmp_path, monkeypatch):
+    """--compile yes: whole graphs for every task and size of batch, the short last ones, too."""
+    compile_whole = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda loss, fullgraph: compile_whole(
+        loss, fullgraph=fullgraph, backend="eager"))       # Inductor would take minutes
+    logs = []
+    for told in "yes", "no":
+        torch.compiler.reset()
+        out = tmp_path / told
+        train.main(arguments(small, out, "--compile", told, "--epochs", "1", "--dropout", "0",
+                             "--method", "adapter"))
+        logs.append(content(out / "log.jsonl"))
+    for one, two in zip(*logs, strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
+
+
 @pytest.mark.parametrize("control", ["random-lm", "random-clip"])
 def test_controls(small, done, tmp_path, control):
     """What is random is not what is published."""

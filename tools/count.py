@@ -46,12 +46,12 @@ def build(lm: str, width: int, answers: int = 0) -> VLModel:
         return VLModel(lm, width, answers=heads)
 
 
-def kept(model: VLModel, B: int, F: int, L: int = 20, N: int = 36, T: int = 6) -> int:
-    """Bytes that a training step keeps for its backward pass beside the parameters: of B questions
-    of L tokens about a picture of N features (N, F) with answers of T tokens."""
+def kept(model: VLModel, task: str, B: int, F: int, L: int = 20, N: int = 36, T: int = 6) -> int:
+    """Bytes that a training step keeps for its backward pass beside the parameters: of B texts of
+    L tokens of a task, about a picture of N features (N, F), with answers of T tokens."""
     with model.lm.shared.weight.device:
         ids, place, labels = (torch.full((B, n), 5) for n in (L, N, T))
-        batch = Batch(("vqa",) * B, ids, torch.zeros(B, N, F), torch.zeros(B, N, 4), 0 * place,
+        batch = Batch((task,) * B, ids, torch.zeros(B, N, F), torch.zeros(B, N, 4), 0 * place,
                       place, None, labels, torch.ones(B))
     parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     found = {}
@@ -84,6 +84,8 @@ def main(argv: list[str] | None = None) -> None:
     rows = {name: methods.row(name, is_t5, args.changes) for name in names}
     with reading("the settings"):
         tasks = tuple(args.tasks.split(","))
+        assert not args.batch or t5.PRESETS[args.lm].layers[1] and not args.answers, \
+            "--batch is for models that write their answers"
         counts = table(args.lm, args.features, rows, tasks, args.answers)
     head = f"{'row':20} {'trainable':>12} {'total':>12} {'%':>8}"
     if args.batch:
@@ -96,7 +98,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.batch:
             model = build(args.lm, args.features)
             model.install(rows[name], tasks)
-            memory = kept(model.train(), args.batch, args.features)
+            memory = kept(model.train(), tasks[0], args.batch, args.features)
             sizes = 4 * total, 12 * trainable, memory, 4 * trainable
             line += "".join(f" {size / 2**20:9,.0f}" for size in sizes)
         print(f"{line}  {rows[name].formula}")

@@ -15,7 +15,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -64,8 +64,8 @@ def load(config: Config, pictures: dict | None = None) -> Run:
     """A finished run; with pictures (id -> file) it looks at these, not at its data's."""
     path = Path(config.out) / ADAPTER
     held = runs.read(path)
-    run = train.setup(config, held, pictures)
-    runs.load_trained(run, held, path, ("device",))
+    run = train.setup(replace(config, precision="fp32"), held, pictures)
+    runs.load_trained(run, held, path, ("device", "precision"))
     return run
 
 
