@@ -367,7 +367,7 @@ def announce(run: Run, examples: Examples) -> None:
         size = data.batch_size(task, c.batch)
         more = " (more than a tenth: try a smaller --batch)" if size > len(found) / 10 else ""
         print(f"{task}: {len(found):,} examples, {size} a batch{more}")
-    more = ", too few to learn from: give --steps or --epochs" if 0 < total < 100 else ""
+    more = ", too few to learn from: give more --steps or --epochs" if 0 < total < 100 else ""
     print(f"{epoch:,} steps an epoch, {total:,} in all{more}")
 
 

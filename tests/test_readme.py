@@ -187,10 +187,8 @@ def add(folder) -> None:
         text = (folder / name).read_text()
         lines = text.splitlines()
         at, = [i for i, line in enumerate(lines) if line.startswith(anchor)]
-        space = " " * (len(anchor) - len(anchor.lstrip()))
-        if where == "below":
-            at, space = at + 1, "    "
-        lines[at:at] = [space + line for line in code.rstrip().splitlines()]
+        at += where == "below"
+        lines[at:at] = code.rstrip().splitlines()
         (folder / name).write_text("\n".join(lines) + "\n")
 
 

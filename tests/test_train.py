@@ -540,7 +540,7 @@ def test_steps_instead_of_epochs(small, tmp_path, capsys):
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 8))
     assert [line["epoch"] for line in lines if "mean" in line] == [0, 1]    # 4 steps an epoch
     assert "vqa: 100 examples, 32 a batch (more than a tenth: " in shown
-    assert "4 steps an epoch, 7 in all, too few to learn from: give --steps" in shown
+    assert "4 steps an epoch, 7 in all, too few to learn from: give more --steps" in shown
 
 
 def test_controls_hide_what_they_say(small, tmp_path):
