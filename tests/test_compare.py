@@ -1,12 +1,14 @@
 """tools/compare.py: a whole comparison on a small world, and its verdicts by hand."""
 import csv
 import json
+from functools import partial
 from statistics import mean
 
 import kills
 import pytest
 
 import methods
+import train
 from support.gate import BadInput
 from tools import compare, count
 from world import scenes
@@ -59,6 +61,16 @@ def test_a_comparison(flags, tmp_path, capfd):
         compare.main([*argv, "--lr", "1e-4"])
     with pytest.raises(SystemExit, match="nothing.*--method|no method|nothing"):
         compare.main(["--rows", "nothing"])
+
+
+def test_nothing_is_drawn_yet(flags, tmp_path, monkeypatch):
+    """In a fresh clone the first command draws its data."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train.scenes, "write", partial(scenes.write, pictures=100, items=100,
+                                                       progress=False))
+    jobs = compare.plan({"adapter": compare.Entry()}, [7], tmp_path / "out", flags[2:])
+    compare.prepare(jobs)
+    assert (tmp_path / "datasets/world/images").is_dir()
 
 
 def test_verdicts():

@@ -239,7 +239,8 @@ def prepare(jobs: list[Job]) -> None:
     wrong with a row or with the data is said here."""
     for job in {job.name: job for job in jobs}.values():
         if not job.config.pretrained:
-            train.check_examples(train.setup(job.config), train.load_split(job.config, "train"))
+            examples = train.load_split(job.config, "train")            # draws the data, if need be
+            train.check_examples(train.setup(job.config), examples)
 
 
 # ------------------------------------------------------------------------- the table
