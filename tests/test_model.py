@@ -130,6 +130,20 @@ def test_batch_decodes_like_one_by_one(kind, settings):
     assert len(ends) > 1
 
 
+@pytest.mark.parametrize("row", ["adapter-multiple", "hyperformer"])
+def test_mixed_tasks_decode_like_one_by_one(row):
+    """Items leave the search when they are done; who stays keeps the modules of its own task."""
+    m = tiny.randomize(tiny.model("bart", methods.row(row, False)), std=0.3)
+    m.lm.shared.weight[m.lm.config.eos] *= 3                            # some answers end early
+    b, settings, lengths = tiny.mixed("bart"), dict(beams=3, early_stopping=True), set()
+    together = m.generate(b, **settings)
+    for i, text in enumerate(together):
+        alone = m.generate(tiny.part(b, [i], m.lm.config.pad), **settings)[0]
+        assert text[:len(alone)].equal(alone) and text[len(alone):].eq(m.lm.config.pad).all()
+        lengths.add(len(alone))
+    assert len(lengths) > 1
+
+
 @every_kind
 def test_beams_share_the_encoder(kind, monkeypatch):
     """Cross-attention's keys and values are never repeated for each beam."""
@@ -188,3 +202,14 @@ def test_kept_for_the_backward_pass():
     assert count.kept(shapes.train(), "vqa", 3, tiny.WIDTH) == pytest.approx(real, rel=0.02)
     twice = count.kept(shapes, "vqa", 6, tiny.WIDTH)
     assert twice == pytest.approx(2 * real, rel=0.05)
+
+
+def test_views_are_kept_once():
+    """x^2 keeps x, x[:4] * x[4:] two views of it: 8 numbers of 4 bytes, whoever looks at them."""
+    class Squares(torch.nn.Module):
+        lm = SimpleNamespace(shared=torch.nn.Embedding(1, 1))
+
+        def loss(self, batch):
+            x = torch.ones(8, requires_grad=True) + 0
+            return (x * x).sum() + (x[:4] * x[4:]).sum()
+    assert count.kept(Squares(), "vqa", 1, 1) == 32

@@ -53,11 +53,25 @@ def same_run(folder, alone) -> None:
     assert one == pytest.approx(two, abs=2)
 
 
+# Whatever the second rank would put into a file, it says here.
+WATCHED = """
+import os, sys, train
+from support import ranks
+taken = os.replace
+def replace(source, to, *given):
+    print("written by rank", ranks.RANK, file=sys.stderr, flush=True)
+    return taken(source, to, *given)
+os.replace = replace
+train.main(sys.argv[1:])
+"""
+
+
 def test_two_ranks(small, alone, tmp_path):
     """The same as one process; the second writes and prints nothing."""
-    ended = launch(2, arguments(small, tmp_path / "two", *MORE))
+    ended = launch(2, arguments(small, tmp_path / "two", *MORE), WATCHED)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert ended.stdout.count("| **average**") == 1
+    assert "written by rank 0" in ended.stderr and "written by rank 1" not in ended.stderr
     same_run(tmp_path / "two", alone)
 
 
