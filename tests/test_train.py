@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from threading import Event
 
 import kills
 import numpy as np
@@ -541,6 +542,22 @@ def test_steps_instead_of_epochs(small, tmp_path, capsys):
     assert [line["epoch"] for line in lines if "mean" in line] == [0, 1]    # 4 steps an epoch
     assert "vqa: 100 examples, 32 a batch (more than a tenth: " in shown
     assert "4 steps an epoch, 7 in all, too few to learn from: give more --steps" in shown
+
+
+def test_the_next_batch_is_made_while_a_step_computes(monkeypatch):
+    """The batch behind is made before it is asked for. All come, in order."""
+    run = runs.Run(Config(device="cpu"), None, None, {}, {})
+    made = {i: Event() for i in range(4)}
+
+    def collate(run, asked, key, share):
+        made[asked[0]].set()
+        return asked
+    monkeypatch.setattr(train, "collate", collate)
+    plan, came = [("vqa", [i]) for i in made], []
+    for task, asked, shares in train.fetch(run, {"vqa": list(made)}, plan, epoch=0):
+        came += asked
+        assert shares == [asked] and made[min(asked[0] + 1, 3)].wait(10)
+    assert came == list(made)
 
 
 def test_controls_hide_what_they_say(small, tmp_path):
