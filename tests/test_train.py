@@ -556,7 +556,7 @@ def test_the_next_batch_is_made_while_a_step_computes(monkeypatch):
     plan, came = [("vqa", [i]) for i in made], []
     for task, asked, shares in train.fetch(run, {"vqa": list(made)}, plan, epoch=0):
         came += asked
-        assert shares == [asked] and made[min(asked[0] + 1, 3)].wait(10)
+        assert task == "vqa" and shares == [asked] and made[min(asked[0] + 1, 3)].wait(10)
     assert came == list(made)
 
 
