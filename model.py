@@ -346,29 +346,21 @@ class VLModel(nn.Module):
     # ------------------------------------------------------------------------------- answers
 
     @torch.no_grad()
-    def generate(self, batch, beams: int = 1, max_length: int = 20,
-                 no_repeat_ngram: int | None = None, early_stopping: bool | None = None) -> Tensor:
-        """Token ids (B, <= max_length), the start token first, padding behind the end. beams 1 is
-        greedy. The last two settings are the published model's unless given."""
-        c = self.lm.config
-        step, start = self.stepper(batch)
-        n = c.no_repeat_ngram if no_repeat_ngram is None else no_repeat_ngram
+    def generate(self, batch, beams: int = 1, max_length: int = 20) -> Tensor:
+        """Token ids (B, <= max_length), the start token first, padding after the end. beams 1 is
+        greedy; what else decides are the published model's settings (t5.Config)."""
         if beams == 1:
-            return greedy(step, start, c, max_length, n)
-        early = c.early_stopping if early_stopping is None else early_stopping
-        text, _ = beam_search(step, start, c, max_length, n, beams, early)
-        best = text[:, 0]                                                   # B, max_length
-        used = (best != c.pad).any(0)                                       # max_length
+            return greedy(*self.stepper(batch), self.lm.config, max_length)
+        best = self.beams(batch, beams, max_length)[0][:, 0]                # B, max_length
+        used = (best != self.lm.config.pad).any(0)                          # max_length
         used[0] = True                               # T5's start token is padding: keep it
         return best[:, :int(used.nonzero().max()) + 1]
 
     @torch.no_grad()
     def beams(self, batch, beams: int = 5, max_length: int = 20) -> tuple[Tensor, Tensor]:
-        """The best answers of each example: token ids (B, K, max_length), padding behind the end,
+        """The best answers of each example: token ids (B, K, max_length), padding after the end,
         and log p of each whole answer (B, K), in the order of log p / length."""
-        c = self.lm.config
-        step, start = self.stepper(batch)
-        return beam_search(step, start, c, max_length, c.no_repeat_ngram, beams, c.early_stopping)
+        return beam_search(*self.stepper(batch), self.lm.config, max_length, beams)
 
     def stepper(self, batch) -> tuple[Callable, Tensor]:
         """What a search needs: a function that scores next tokens, and the first ones (B, 1)."""

@@ -9,7 +9,6 @@ golden files.
 Axes: B batch, K beams, t tokens so far, V vocabulary.
 """
 from collections.abc import Callable
-from copy import copy
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +36,11 @@ def force(logp: Tensor, token: int) -> Tensor:
     return forced
 
 
-def greedy(step: Callable, ids: Tensor, c: Config, max_length: int, n: int) -> Tensor:
-    """Arg-max decoding; behind EOS comes padding. step(ids) -> scores (B, V)."""
+def greedy(step: Callable, ids: Tensor, c: Config, max_length: int) -> Tensor:
+    """Arg-max decoding; after EOS comes padding. step(ids) -> scores (B, V)."""
     done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     while ids.size(1) < max_length and not done.all():
-        scores = ban_repeats(step(ids), ids, n)                             # B, V
+        scores = ban_repeats(step(ids), ids, c.no_repeat_ngram)             # B, V
         if ids.size(1) == 1 and c.forced_bos is not None:
             scores = force(scores, c.forced_bos)
         token = scores.argmax(-1)                                           # B
@@ -58,45 +57,26 @@ class Hypotheses:
     """
 
     def __init__(self, B: int, K: int, max_length: int, pad: int, device: torch.device):
-        self.K, self.max_length, self.pad = K, max_length, pad
+        self.pad = pad
         self.score = torch.full((B, K), float("-inf"), device=device)
         self.text = torch.full((B, K, max_length), pad, device=device)
         self.length = torch.zeros(B, K, dtype=torch.long, device=device)
-        self.count = torch.zeros(B, dtype=torch.long, device=device)
 
-    def add(self, logp: Tensor, ids: Tensor, allowed: Tensor) -> None:
-        """Candidates: sum(log p) (B, K), their tokens (B, K, t), which of them count (B, K)."""
-        t = ids.size(-1)
+    def add(self, items: Tensor, logp: Tensor, ids: Tensor, allowed: Tensor) -> None:
+        """Candidates of b items: sum(log p) (b, K), tokens (b, K, t), which of them count (b, K).
+        """
+        t, (_, K, max_length) = ids.size(-1), self.text.shape
         score = torch.where(allowed, logp / t, float("-inf"))
-        text = F.pad(ids, (0, self.max_length - t), value=self.pad)         # B, K, max_length
-        length = torch.full_like(self.length, t)
-        self.score, best = torch.cat([self.score, score], 1).topk(self.K)
-        rows = best[..., None].expand(-1, -1, self.max_length)
-        self.text = torch.cat([self.text, text], 1).gather(1, rows)
-        self.length = torch.cat([self.length, length], 1).gather(1, best)
-        self.count = (self.count + allowed.sum(1)).clamp(max=self.K)
-
-    def pick(self, items: Tensor) -> "Hypotheses":
-        """Those of some of the items."""
-        some = copy(self)
-        for name in ("score", "text", "length", "count"):
-            setattr(some, name, getattr(self, name)[items])
-        return some
+        text = F.pad(ids, (0, max_length - t), value=self.pad)              # b, K, max_length
+        length = torch.full_like(self.length[items], t)
+        self.score[items], best = torch.cat([self.score[items], score], 1).topk(K)
+        rows = best[..., None].expand(-1, -1, max_length)
+        self.text[items] = torch.cat([self.text[items], text], 1).gather(1, rows)
+        self.length[items] = torch.cat([self.length[items], length], 1).gather(1, best)
 
 
-def gather(gone: list[tuple[Tensor, Hypotheses]], eos: int) -> tuple[Tensor, Tensor]:
-    """Items that left together, and their hypotheses -> text and sum(log p) of all, in order."""
-    order = torch.cat([items for items, _ in gone]).argsort()
-    text = torch.cat([each.text for _, each in gone])[order]                # B, K, max_length
-    score = torch.cat([each.score for _, each in gone])[order]              # B, K
-    length = torch.cat([each.length for _, each in gone])[order]
-    # The end of a hypothesis goes back in where there is room.
-    end = torch.arange(text.size(-1), device=text.device) == length[..., None]
-    return text.masked_fill(end, eos), score * length
-
-
-def beam_search(step: Callable, start: Tensor, c: Config, max_length: int, n: int, K: int,
-                early_stopping: bool) -> tuple[Tensor, Tensor]:
+def beam_search(step: Callable, start: Tensor, c: Config, max_length: int,
+                K: int) -> tuple[Tensor, Tensor]:
     """K beams, all on the device. step(ids, keep, items) -> scores (B * K, V) of the next token;
     keep: which rows of the step before live on, items: which items, if some have left.
 
@@ -105,15 +85,15 @@ def beam_search(step: Callable, start: Tensor, c: Config, max_length: int, n: in
     ids = start.repeat_interleave(K, 0)                                     # B * K, t
     score = torch.full((len(start), K), -1e9, device=device)
     score[:, 0] = 0                            # all beams start alike: only the first one counts
-    finished, gone = Hypotheses(len(start), K, max_length, c.pad, device), []
+    finished = Hypotheses(len(start), K, max_length, c.pad, device)
     active = torch.arange(len(start), device=device)     # the items that are still written
 
     while ids.size(1) < max_length and len(active):
         t, B = ids.size(1), len(active)
         first_row = torch.arange(B, device=device)[:, None] * K             # B, 1
-        logp = ban_repeats(step(ids, keep, items).log_softmax(-1), ids, n)  # B * K, V
+        logp = ban_repeats(step(ids, keep, items).log_softmax(-1), ids, c.no_repeat_ngram)
         if c.forced_bos is not None and t == 1:
-            logp = force(logp, c.forced_bos)
+            logp = force(logp, c.forced_bos)                                # B * K, V
         if c.force_eos and t == max_length - 1:
             logp = force(logp, c.eos)
         V = logp.size(-1)
@@ -122,23 +102,22 @@ def beam_search(step: Callable, start: Tensor, c: Config, max_length: int, n: in
         row, token = first_row + i // V, i % V
         ends = token == c.eos
         # An end among the first K candidates is a hypothesis, a later one is forgotten.
-        finished.add(best[:, :K], ids[row[:, :K]], ends[:, :K])
-        worst = finished.score.min(1).values
-        enough = (finished.count == K) & (early_stopping | (worst >= best[:, 0] / t))
-        # The K best candidates that go on: a stable sort moves the ended ones behind.
+        finished.add(active, best[:, :K], ids[row[:, :K]], ends[:, :K])
+        worst = finished.score[active].min(1).values     # -inf where there are fewer than K
+        enough = worst.isfinite() & (c.early_stopping | (worst >= best[:, 0] / t))
+        # The K best candidates that go on: a stable sort moves the ended ones to the end.
         live = ends.long().sort(dim=1, stable=True).indices[:, :K]          # B, K
         score, keep, token = best.gather(1, live), row.gather(1, live), token.gather(1, live)
         items = None
         if enough.any():                       # who is done leaves: fewer rows from now on
-            gone.append((active[enough], finished.pick(enough)))
             items = (~enough).nonzero()[:, 0]
-            active, finished = active[items], finished.pick(items)
-            score, keep, token = score[items], keep[items], token[items]
+            active, score, keep, token = active[items], score[items], keep[items], token[items]
         keep = keep.flatten()
         ids = torch.cat([ids[keep], token.view(-1, 1)], 1)
 
     # Items that are not done add their live beams.
     every = torch.ones_like(score, dtype=torch.bool)
-    finished.add(score, ids.view(*score.shape, ids.size(1)), every)
-    gone.append((active, finished))
-    return gather(gone, c.eos)
+    finished.add(active, score, ids.view(*score.shape, ids.size(1)), every)
+    # The end of a hypothesis goes back in where there is room.
+    end = torch.arange(max_length, device=device) == finished.length[..., None]
+    return finished.text.masked_fill(end, c.eos), finished.score * finished.length

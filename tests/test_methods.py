@@ -613,7 +613,7 @@ def decoded(m, b):
     if m.answers:
         return [m(b).argmax(-1).tolist()]
     return [[[t for t in ids if t != m.lm.config.pad] for ids in
-             m.generate(b, beams=beams, max_length=8, no_repeat_ngram=0).tolist()]
+             tiny.generate(m, b, beams, 8, no_repeat_ngram=0).tolist()]
             for beams in (1, 3)]
 
 

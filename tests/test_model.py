@@ -107,7 +107,8 @@ def test_ban_repeats():
 def one_by_one(m, b, **settings):
     """Each example alone and without padding."""
     for i, ids in enumerate(b.input_ids):
-        yield m.generate(tiny.rows(b, i, int((ids != m.lm.config.pad).sum())), **settings)[0]
+        real = int((ids != m.lm.config.pad).sum())
+        yield tiny.generate(m, tiny.rows(b, i, real), **settings)[0]
 
 
 @pytest.mark.parametrize("settings", [{}, {"beams": 4, "no_repeat_ngram": 3},
@@ -118,8 +119,9 @@ def test_batch_decodes_like_one_by_one(kind, settings):
     b, c, settings = tiny.batch(kind, size=8, length=12), m.lm.config, {"max_length": 10} | settings
     if kind == "t5":
         m.lm.shared.weight[c.eos] *= 3                                  # some answers end early
-    assert m.generate(b, **settings | {"max_length": 1}).equal(torch.full((8, 1), c.start))
-    together = m.generate(b, **settings)
+    first = tiny.generate(m, b, **settings | {"max_length": 1})
+    assert first.equal(torch.full((8, 1), c.start))
+    together = tiny.generate(m, b, **settings)
     assert together.size(1) <= 10 and together[:, 0].eq(c.start).all()
     ends = set()
     for row, alone in zip(together, one_by_one(m, b, **settings)):
@@ -136,9 +138,9 @@ def test_mixed_tasks_decode_like_one_by_one(row):
     m = tiny.randomize(tiny.model("bart", methods.row(row, False)), std=0.3)
     m.lm.shared.weight[m.lm.config.eos] *= 3                            # some answers end early
     b, settings, lengths = tiny.mixed("bart"), dict(beams=3, early_stopping=True), set()
-    together = m.generate(b, **settings)
+    together = tiny.generate(m, b, **settings)
     for i, text in enumerate(together):
-        alone = m.generate(tiny.part(b, [i], m.lm.config.pad), **settings)[0]
+        alone = tiny.generate(m, tiny.part(b, [i], m.lm.config.pad), **settings)[0]
         assert text[:len(alone)].equal(alone) and text[len(alone):].eq(m.lm.config.pad).all()
         lengths.add(len(alone))
     assert len(lengths) > 1
@@ -159,17 +161,6 @@ def test_beams_share_the_encoder(kind, monkeypatch):
     assert sizes == {(12, 3, 3, 3, 3, 3)}
 
 
-def test_decoding_settings_come_from_the_model():
-    """What a published config carries holds unless another is given."""
-    b = tiny.batch("bart", size=8)
-    m = tiny.model("bart", no_repeat_ngram=2, early_stopping=False)
-    for given, name in ((0, "no_repeat_ngram"), (True, "early_stopping")):
-        other = tiny.model("bart", **{"no_repeat_ngram": 2, "early_stopping": False, name: given})
-        want = other.generate(b, beams=3)
-        assert m.generate(b, beams=3, **{name: given}).equal(want)
-        assert other.generate(b, beams=3).equal(want)
-
-
 def test_beam_search_by_hand():
     """Four words (0 start and pad, 1 end, 2 a, 3 b), two beams, a step known by heart.
 
@@ -179,17 +170,17 @@ def test_beam_search_by_hand():
     """
     after = torch.tensor([[1e-9, 0.1, 0.5, 0.4], [0.25] * 4,
                           [1e-9, 0.1, 0.5, 0.4], [1e-9, 0.92, 0.04, 0.04]]).log()
-    c = SimpleNamespace(pad=0, eos=1, force_eos=False, forced_bos=None)
+    c = SimpleNamespace(pad=0, eos=1, force_eos=False, forced_bos=None, no_repeat_ngram=0,
+                        early_stopping=False)
 
-    def search(max_length, early):
-        return decoding.beam_search(lambda ids, *_: after[ids[:, -1]],
-                                 torch.zeros(1, 1, dtype=torch.long), c, max_length, 0, 2,
-                                 early)
-    text, logp = search(3, False)
+    def search():
+        start = torch.zeros(1, 1, dtype=torch.long)
+        return decoding.beam_search(lambda ids, *_: after[ids[:, -1]], start, c, 3, 2)
+    text, logp = search()
     assert text.tolist() == [[[0, 2, 2], [0, 3, 1]]]
     assert logp.exp()[0].tolist() == pytest.approx([0.25, 0.368])
     c.force_eos = True       # only "end" at the last place, with probability 1: log(0.5) / 2 wins
-    assert search(3, False)[0][:, 0].tolist() == [[0, 2, 1]]
+    assert search()[0][:, 0].tolist() == [[0, 2, 1]]
 
 
 def test_kept_for_the_backward_pass():

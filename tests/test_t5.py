@@ -242,7 +242,8 @@ def test_same_tokens(published, name, beams, ngram, forced_bos):
     otherwise guess whether a longer answer could still win."""
     folder, theirs, _ = published(name)
     ours = load_lm(folder)
-    c = ours.config = replace(ours.config, force_eos=True, forced_bos=forced_bos)
+    c = ours.config = replace(ours.config, force_eos=True, forced_bos=forced_bos,
+                              no_repeat_ngram=ngram, early_stopping=True)
     ids = texts(c.pad, 24, 9)
     # Its cache has as many layers as T5's encoder: too few for our decoders. Today's transformers
     # forces EOS at the last position in greedy decoding as well.
@@ -251,7 +252,7 @@ def test_same_tokens(published, name, beams, ngram, forced_bos):
         num_beams=beams, no_repeat_ngram_size=ngram, forced_bos_token_id=forced_bos,
         forced_eos_token_id=None if beams == 1 else c.eos, early_stopping=beams > 1), c.eos)
     assert len({tuple(row) for row in want}) > 6 and len({len(row) for row in want}) > 1
-    got = model.VLModel(ours, 4).generate(text_only(ids), beams, 14, ngram, early_stopping=True)
+    got = model.VLModel(ours, 4).generate(text_only(ids), beams, 14)
     assert answers(got, c.eos) == want
 
 

@@ -1,4 +1,5 @@
 """Tiny random models and batches for tests: d 32, 2 + 2 layers, weights large enough to matter."""
+from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
@@ -48,6 +49,15 @@ def model(kind: str, method: adapters.Method | None = None, seed: int = 0,
     if method is not None:
         m.install(method, tasks)
     return m
+
+
+def generate(m: VLModel, b, beams: int = 1, max_length: int = 20, **settings) -> torch.Tensor:
+    """m.generate with other decoding settings (t5.Config) than the model's own."""
+    own = m.lm.config
+    m.lm.config = replace(own, **settings)
+    ids = m.generate(b, beams, max_length)
+    m.lm.config = own
+    return ids
 
 
 def batch(kind: str, task: str = "vqa", size: int = 3, length: int = 7, tokens: int = 4,
