@@ -196,16 +196,17 @@ class HyperStack(nn.Module):
     """Writes the adapters of one stack, the matrices of all layers in one go.
 
         c = LayerNorm(W_2 relu(W_1 [t_k ; l_i] + b_1) + b_2)       task k, layer i;  W_2: 128 -> p
-        D = view(A c + a, R x D), and so b_D, U, b_U               A, a: one of each a kind of site
+        D = view(A c + a, r x d), and so b_D, U, b_U               A, a: a pair for each of the
+                                                                   four, and each kind of site
     """
 
-    def __init__(self, sites: dict[str, list[Generated]], add: "Add", size: int, hidden: int = 128):
+    def __init__(self, sites: dict[str, list[Generated]], add: "Add", size: int):
         super().__init__()
         std, p = add.std, add.p
         self.sites, self.make = sites, nn.ModuleDict()     # kind of site -> its places, generators
         layers = max(len(modules) for modules in sites.values())
         self.layers = nn.Parameter(torch.randn(layers, size) * add.std_tokens)           # l_i
-        self.W1, self.W2 = Dense(2 * size, hidden, std), Dense(hidden, p, std)
+        self.W1, self.W2 = Dense(2 * size, 128, std), Dense(128, p, std)
         self.norm = nn.LayerNorm(p, 1e-6)
         for site, modules in sites.items():
             d, r, out = modules[0].shape
@@ -469,6 +470,7 @@ class Method:
         sharing = [add for add in self.at.values() if getattr(add, "shared_R", False)]
         found = {add.n for add in sharing if add.matrix == "kronecker" and add.n > 1}
         assert len(found) <= 1, "one R is for the whole model: n must be the same at all sites"
-        for n in found:
-            return nn.Parameter(torch.empty(n, n, n).normal_(std=0.01).to(dtype))
-        return None
+        if not found:
+            return None
+        (n,) = found
+        return nn.Parameter(torch.empty(n, n, n).normal_(std=0.01).to(dtype))

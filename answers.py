@@ -93,7 +93,8 @@ def transplant(head: AnswerHead, old: Mapping[str, Tensor], answers: list[str]) 
     for name, p in head.named_parameters():
         new = old[name]
         if name.startswith("3."):
-            new = new[rows] * known.view(-1, *[1] * (new.dim() - 1))
+            new = new[rows]                            # a copy
+            new[~known] = 0
         assert new.isfinite().all(), f"{name} of the head holds NaN or inf"
         assert p.shape == new.shape, f"{name} {tuple(new.shape)} does not fit {tuple(p.shape)}"
         p.copy_(new)

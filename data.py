@@ -19,7 +19,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -32,7 +32,6 @@ from support.gate import BadInput, reading
 from support.readers import Layout
 from support.submit import Form
 
-SPLITS = ("train", "val", "test")  # and "submit": the questions whose answers only a server knows
 ANSWERS = ("false", "true")        # nlvr's
 
 
@@ -196,7 +195,7 @@ class Batch:
     tasks: tuple[str, ...]         # B: the task of each example
     input_ids: Tensor              # B, L long, padded on the right
     feats: Tensor                  # B, P*N, F float32; or pixels of all pictures: ., 3, H, W
-    boxes: Tensor                  # B, P*N, 4 float32: x1, x2, y1, y2 in 0..1 (zeros if so wished)
+    boxes: Tensor                  # B, P*N, 4 float32: x1, x2, y1, y2 in 0..1 (--boxes zero: zeros)
     image_ids: Tensor              # B, P*N long: 0 for the first picture, 1 for the second
     order_ids: Tensor              # B, P*N long: 0..N-1, again for each picture
     seen: Tensor | None            # B, P*N bool: False on what fills up; None: all is real
@@ -206,11 +205,10 @@ class Batch:
     answers: Tensor | None = None  # B, A float32: soft scores of all answers, to choose one
 
     def to(self, device: torch.device | str) -> "Batch":
-        tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         moved = {}
-        for name, tensor in tensors.items():
+        for name, tensor in vars(self).items():
             if isinstance(tensor, Tensor):
-                if str(device) == "cuda" and not tensor.is_cuda:      # nobody waits for the copy
+                if str(device) == "cuda" and not tensor.is_cuda:      # copied as the GPU computes
                     tensor = tensor.contiguous().pin_memory()
                 moved[name] = tensor.to(device, non_blocking=True)
         return replace(self, **moved)
@@ -230,7 +228,7 @@ def draw_answer(example: Example, seed_key: tuple | None) -> tuple[str, float]:
         if left < soft:
             return answer, soft
         left -= soft
-    return answer, soft            # rounding can leave a crumb: it is the last answer's
+    return answer, soft            # rounding can leave a rest: it is the last answer's
 
 
 @lru_cache(maxsize=1 << 18)
@@ -297,7 +295,8 @@ def by_example(x: Tensor, pictures: list[int]) -> Tensor:
     return pad_sequence(parts, batch_first=True)
 
 
-def show(examples: list[Example], features, boxes: str, frames: str) -> dict[str, Tensor | None]:
+def visual_fields(examples: list[Example], features, boxes: str,
+                  frames: str) -> dict[str, Tensor | None]:
     """The fields of a Batch that say what there is to see."""
     clips = TASKS[examples[0].task].clips
     assert all(TASKS[ex.task].clips == clips for ex in examples), \
@@ -305,7 +304,7 @@ def show(examples: list[Example], features, boxes: str, frames: str) -> dict[str
     ids = []
     for example in examples:
         ids += example.images
-    feats = torch.as_tensor(features.stack(ids))                           # B*P, N, F; or pixels
+    feats = features.stack(ids)                                            # B*P, N, F; or pixels
     packed = feats.dim() == 3
     size, pictures = len(examples), [len(ex.images) for ex in examples]
     tokens, most, seen = features.tokens, max(pictures), None
@@ -315,7 +314,7 @@ def show(examples: list[Example], features, boxes: str, frames: str) -> dict[str
     if clips and frames == "real":
         real = features.frames(ids)                                        # frames of each clip
         assert real is not None, f"the features of {ids[0]!r} are of pictures, not of a clip"
-        # Frames behind the longest clip of the batch are cut: they would be masked anyway.
+        # Frames beyond the longest clip of the batch are cut: they would be masked anyway.
         tokens = min(tokens, max(1, *real))
         seen = torch.arange(tokens) < torch.tensor(real)[:, None]          # B, N
         feats, corners = feats[:, :tokens], corners[:, :tokens]
@@ -365,8 +364,8 @@ def collate(examples: list[Example], tokenizer, features, *, task_names: bool = 
     chosen = None if head is None else head.targets([ex.targets for ex in examples])
     return Batch(
         tasks=tuple(ex.task for ex in examples), input_ids=pad(texts, tokenizer.pad_id),
-        **show(examples, features, boxes, frames), labels=labels[own], weights=weights[own],
-        answers=chosen)
+        labels=labels[own], weights=weights[own], answers=chosen,
+        **visual_fields(examples, features, boxes, frames))
 
 
 # --------------------------------------------------------------------------------- the sampler

@@ -130,8 +130,10 @@ FIELDS = {
 WANTS = {name.rstrip("?"): want for name, want in FIELDS.items()}
 
 # What a field needs beside it in order to mean anything: a change without effect is refused.
-NEEDS = {"p": ("matrix", "generated"), "g": ("gate", "large"), "mean": ("gate", "small"),
-         "reduction": ("r", 0)} | dict.fromkeys(("n", "rank", "shared_R"), ("matrix", "kronecker"))
+NEEDS = {"p": ("matrix", {"generated"}), "g": ("gate", {"large"}), "mean": ("gate", {"small"}),
+         "reduction": ("r", {0})}
+NEEDS |= dict.fromkeys(("n", "rank", "shared_R"), ("matrix", {"kronecker"}))
+NEEDS |= dict.fromkeys(("r", "scale", "alpha", "dropout"), ("matrix", FIELDS["matrix"] - {"none"}))
 
 
 def row(name: str, is_t5: bool, changes: str = "") -> Method:
@@ -167,8 +169,9 @@ def changed(method: Method, change: str, part: dict[str, Add | Prompt]) -> Metho
         assert there, f"no module with a {name} is there; the row's sites are {sites(method)}"
         if name in NEEDS:
             field, needed = NEEDS[name]
-            assert any(getattr(method.at[site], field) == needed for site in there), \
-                f"it would change nothing: {name} needs {field}={needed}"
+            told = " or ".join(sorted(map(str, needed)))
+            assert any(getattr(method.at[site], field) in needed for site in there), \
+                f"it would change nothing: {name} needs {field}={told}"
         new = {site: replace(method.at[site], **{name: parse(name, value)}) for site in there}
         return replace(method, at=method.at | new)
     if value in part:

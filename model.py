@@ -153,7 +153,9 @@ class VLModel(nn.Module):
             return                                   # answers are chosen: a row's encoder half
         if len(path) > 1:
             path.insert(1, "f")                      # a Linear lies in the sub-layer's function f
-        blocks = self.lm.get_submodule(stack).blocks if stack in ("encoder", "decoder") else [None]
+        blocks = [None]                              # a wrong name: the complaint below
+        if stack in ("encoder", "decoder"):
+            blocks = self.lm.get_submodule(stack).blocks
         for i, block in enumerate(blocks):
             module = block
             for part in path:
@@ -276,10 +278,10 @@ class VLModel(nn.Module):
 
     def look(self, batch) -> Tensor:
         """The features (B, N, F) of a batch whose `feats` are its pictures' pixels (P, 3, H, W),
-        example by example. CLIP is always in eval mode: a ResNet's batch statistics stay."""
+        example by example."""
         trains = torch.is_grad_enabled() and "clip" in self.method.open
         with torch.set_grad_enabled(trains):
-            tokens = self.clip.eval().encode(batch.feats)                   # P, 36, F
+            tokens = self.clip.encode(batch.feats)                          # P, 36, F
         if batch.seen is None:
             return tokens.reshape(*batch.order_ids.shape, -1)               # B, N, F
         feats = tokens.new_zeros(*batch.order_ids.shape, tokens.size(-1))   # B, N, F
@@ -317,7 +319,7 @@ class VLModel(nn.Module):
             return self.lm.logits(self.states(batch))
         memory, _, _, ctx = self.encode(batch)
         prompt = memory.size(1) - batch.input_ids.size(1) - batch.order_ids.size(1)
-        state = self.lm.gather(memory, prompt)           # of the text's first token: B, D
+        state = self.lm.pooled(memory, prompt)           # of the text's first token: B, D
         return ctx.by_task(lambda task, own, _: self.answers[task](own), state)
 
     def loss(self, batch) -> Tensor:
@@ -386,8 +388,8 @@ class VLModel(nn.Module):
 
     @torch.no_grad()
     def choose(self, batch, tokens: list[int]) -> Tensor:
-        """Probabilities (B, n) among these n tokens at the first place of the answer: behind the
-        start token, and on BART behind <s>, with which its targets begin."""
+        """Probabilities (B, n) among these n tokens at the first place of the answer: after the
+        start token, and on BART after <s>, with which its targets begin."""
         c = self.lm.config
         _, mask, cache, ctx = self.encode(batch)
         start = [c.start] if c.bos is None else [c.start, c.bos]

@@ -140,7 +140,7 @@ class Linear(nn.Linear):
 
     def __init__(self, d_in: int, d_out: int, bias: bool):
         super().__init__(d_in, d_out, bias)
-        self.register_module("tune", None)               # the site: empty, but a submodule's place
+        self.register_module("tune", None)               # the site, empty: a module may come here
 
     def forward(self, x: Tensor, ctx=None) -> Tensor:
         h = super().forward(x)
@@ -171,7 +171,7 @@ class Attention(nn.Module):
                 cross: bool = False) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x (B, T, D) -> the output (B, T, D), and the keys and values that were read.
 
-        x attends to itself, behind the keys and values `past`, if there are any; with `cross` to
+        x attends to itself, after the keys and values `past`, if there are any; with `cross` to
         `past` alone. mask: broadcasts to (B, H, T, S), True = visible, or a float bias.
         """
         q = self.q(x, ctx)                                                  # B, T, E
@@ -227,8 +227,9 @@ class FeedForward(nn.Module):
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """F.dropout. On the CPU that is a seventh of a training step of BART-base: it draws a float64 a
-    unit and keeps a mask of floats. 16 random bits and a mask of bytes do the same."""
+    """F.dropout. On the CPU that takes a seventh of BART-base's training step: it draws a float64
+    for each unit and keeps a mask of floats. Here 16 random bits and a mask of bytes do the same.
+    """
     if not training or p == 0 or x.is_cuda or torch.compiler.is_compiling():
         return F.dropout(x, p, training)
     bits = torch.empty(x.numel() // 4 + 1, dtype=torch.int64, device=x.device)
@@ -332,7 +333,7 @@ class Stack(nn.Module):
     def finish(self, x: Tensor) -> Tensor:
         if self.norm is None:
             return x
-        # A pre-norm stream was never normalised itself: T5 does so once, behind the last block.
+        # A pre-norm stream was never normalised itself: T5 does so once, after the last block.
         return dropout(self.norm(x), self.config.dropout, self.training)
 
     def bias(self, queries: int, keys: int) -> Tensor:
@@ -437,7 +438,7 @@ class EncoderDecoder(nn.Module):
                 x = run(x, block)
         return encoder.finish(x), mask
 
-    def gather(self, memory: Tensor, first: int) -> Tensor:
+    def pooled(self, memory: Tensor, first: int) -> Tensor:
         """States (B, S, D) -> of the text's first token, on which an answer is chosen, (B, D)."""
         state = memory[:, first]
         # BERT's pooler has a tanh here; CLIP-ViL was trained without it.
@@ -462,7 +463,7 @@ class EncoderDecoder(nn.Module):
         offset = 0 if past is None else past[0].size(2)  # tokens that were decoded before
         assert not offset or T == 1, f"a filled cache takes one token at a time, not {T}"
         x = decoder.embed(self.shared(ids), offset)                         # B, T, D
-        # No token sees a later one. The next token, behind a past, sees all of it.
+        # No token sees a later one. The next token, after a past, sees all of it.
         attend, causal = None, past is None
         if decoder.relative is not None:
             attend, causal = decoder.bias(T, offset + T), False             # 1, H, T, offset + T

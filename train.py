@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from itertools import starmap
 from pathlib import Path
 
 import torch
@@ -60,11 +59,12 @@ def setup(config: Config, held: weights.Tensors | None = None,
     # What there is to see: CLIP's features, packed once, or pictures as they are.
     packed = features.load_features(config, lm.grid is not None, pictures)
     sources = features.sources(packed).values()
-    widths, tasks, tower = [source["width"] for source in sources], task_list(config), None
+    widths, tasks = [source["width"] for source in sources], task_list(config)
     if held is not None:
         with reading(config.out):
             widths, choices = runs.widths(held), json.loads(held.metadata.get("answers", "{}"))
             tasks = json.loads(held.metadata["config"])["tasks"].split(",")
+    tower = None
     if config.train_clip:                                   # CLIP looks on in the model
         tower = next(iter(packed.values())).tower
 
@@ -175,16 +175,15 @@ def fetch(run: Run, examples: Examples, plan: list, epoch: int) -> Iterator[tupl
 
     packed = all(isinstance(source, features.Features) for source in run.features.values())
     if run.device == "cpu" and not packed:                  # CLIP looks on: it needs all cores
-        yield from starmap(make, plan)
+        for task, chosen in plan:
+            yield make(task, chosen)
         return
     with ThreadPoolExecutor(1, initializer=ranks.start_thread) as thread:
-        ahead = None
-        for task, chosen in plan:
-            now, ahead = ahead, thread.submit(make, task, chosen)
-            if now is not None:
-                yield now.result()
-        if ahead is not None:
-            yield ahead.result()
+        ahead = thread.submit(make, *plan[0])
+        for following in plan[1:]:
+            now, ahead = ahead, thread.submit(make, *following)
+            yield now.result()
+        yield ahead.result()
 
 
 def total_steps(config: Config, examples: Examples) -> int:
@@ -211,8 +210,9 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
     """Leaves in adapter.safetensors what was trained: last epoch or best one (--keep)."""
     # The model is in place. Now its optimiser, and where an interrupted run was.
     config, model = run.config, run.model
-    optimizer, log, step = make_optimizer(model, config), resume.Log(run.folder / "log.jsonl"), 0
+    optimizer, log = make_optimizer(model, config), resume.Log(run.folder / "log.jsonl")
     per_epoch, total = data.steps_per_epoch(examples, config.batch), total_steps(config, examples)
+    step = 0
     if again:
         step = resume.load_last(run, optimizer, total, log)
     else:
@@ -225,7 +225,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
     while True:
         epoch, done = divmod(step, per_epoch)
 
-        # evaluate, behind every epoch (where there are several), unless a resumed run has done it
+        # evaluate, after every epoch (where there are several), unless a resumed run has done it
         if vals and step and (done == 0 or step == total) and step not in log.scores:
             line = {"step": step, "epoch": (step - 1) // per_epoch} | validate(run, vals)
             runs.keep_best(run, line, log.scores)
@@ -235,7 +235,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
         model.train()                                       # frozen layers keep their dropout
         plan = list(data.batches(examples, config.batch, epoch, config.seed))
         stop.held = True                                    # a signal waits for the end of a step
-        left = plan[done:done + total - step]               # behind a resume: what is left
+        left = plan[done:done + total - step]               # after a resume: what is left
         for task, asked, shares in fetch(run, examples, left, epoch):
 
             # schedule: linear warm-up, then linear to zero
@@ -256,7 +256,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             check_finite(step + 1, asked, loss, norm)
 
-            # step; gradients are dropped, not zeroed, so that modules of idle tasks stand still
+            # step; gradients are dropped, not zeroed: AdamW would move idle tasks' modules
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             step += 1
@@ -270,7 +270,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
                 log.put(line)
                 bar.set_postfix(line["loss"])
 
-            # save, here or, behind an epoch or a signal, outside the loop
+            # save, here or, after an epoch or a signal, outside the loop
             if stopped:
                 stop.asked = True                           # by another rank, perhaps
                 break
@@ -285,7 +285,7 @@ def train(run: Run, examples: Examples, vals: Examples, stop: resume.Stop, again
 # ------------------------------------------------------------------------------- the test
 
 def choice_tokens(tokenizer) -> list[int]:
-    """The first tokens of "false" and "true" (behind <s>, where there is one)."""
+    """The first tokens of "false" and "true" (after <s>, where there is one)."""
     first = 0 if tokenizer.bos_id is None else 1
     return [tokenizer.encode(answer)[first] for answer in data.ANSWERS]
 
@@ -299,7 +299,7 @@ def answer_text(tokenizer, ids: list[int]) -> str:
 def predict(run: Run, examples: list[Example]) -> list[str]:
     """One answer an example of a task, decoded as it asks (data.TASKS)."""
     model, task, answers = run.model.eval(), examples[0].task, {}
-    size, count = 2 * data.batch_size(task, run.config.batch), len(examples)
+    size = 2 * data.batch_size(task, run.config.batch)
     examples = examples[ranks.RANK::ranks.WORLD]
     # Texts of one length share a batch: less padding to decode over.
     order = sorted(range(len(examples)), key=lambda i: data.length(examples[i]))
@@ -319,7 +319,7 @@ def predict(run: Run, examples: list[Example]) -> list[str]:
                 ids = model.generate(batch, beams).tolist()
                 texts = [answer_text(run.tokenizer, row) for row in ids]
         answers |= zip(chosen, texts)
-    return ranks.gather([answers[i] for i in range(len(examples))], count)
+    return ranks.gather([answers[i] for i in range(len(examples))])
 
 
 def test(run: Run, examples: Examples, split: str = "test") -> dict:
@@ -329,7 +329,8 @@ def test(run: Run, examples: Examples, split: str = "test") -> dict:
         answers = predict(run, asked)
         if split != "submit":
             results[task] = TASKS[task].metric(answers, asked)
-        told, form = [{"id": x.id, "answer": a} for x, a in zip(asked, answers)], TASKS[task].submit
+        told = [{"id": x.id, "answer": a} for x, a in zip(asked, answers)]
+        form = TASKS[task].submit
         try:
             path = run.folder / "predictions" / f"{submit.plain_name(task, split)}.json"
             runs.save_json(path, told)
@@ -387,7 +388,7 @@ def train_run(config: Config, again: bool = False) -> dict:
     with ranks.first_goes_first():
         examples = load_split(config, "train")
         if total_steps(config, examples) > data.steps_per_epoch(examples, config.batch):
-            vals = load_split(config, "val")                # several epochs: a score behind each
+            vals = load_split(config, "val")                # several epochs: a score after each
         tests, split = load_tests(config, "test")
         run = setup(config, choices=runs.choices(config, examples))
     for some in examples, vals, tests:
@@ -435,7 +436,7 @@ def main(argv: list[str] | None = None) -> None:
         config = runs.read_config(args.test or args.resume, **args.given)
     else:
         config = configs.resolve(config)
-    ranks.start(config.device)
+    ranks.start(features.default_device(config.device))
     if args.test:
         test_run(config, args.split, tuple(args.given))
     else:

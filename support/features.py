@@ -46,9 +46,10 @@ PICTURES, CLIPS = "pictures", "clips"      # what a task shows
 INDEX, ROWS = "index.json", "features.npy"
 BATCH = 64                                 # pictures through CLIP: others can change a last digit
 SECONDS = 20                               # from one index.json to the next: what a kill costs
+torch.backends.cudnn.allow_tf32 = False    # CLIP's convolutions in fp32 on a GPU, too
 
 
-def chosen(device: str) -> str:
+def default_device(device: str) -> str:
     """The device that is named, or a GPU if there is one."""
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -59,7 +60,7 @@ def chosen(device: str) -> str:
 def extract(tower, folder: str | Path, out: str | Path, *, clips: bool = False,
             resize: str = "stretch", on_error: str = "stop", device: str = "") -> dict[str, str]:
     """Asks a CLIP tower about every picture (or clip) below a folder; else as `pack`."""
-    device = chosen(device)
+    device = default_device(device)
     tower = tower.to(device).eval()
     settings = {"clip": fingerprint(tower), "resize": resize, "size": tower.size}
     if clips:
@@ -254,7 +255,7 @@ class Features:
                     assert self.table[number].isfinite().all(), "NaN or inf: pack again"
 
     def stack(self, ids: list[str]) -> Tensor:
-        """The tokens of these pictures or clips (B, N, F) in fp32; zeros behind a clip's end."""
+        """The tokens of these pictures or clips (B, N, F) in fp32; zeros after a clip's end."""
         if self.table is not None:
             return self.table[[self.held[nfc(name)][2] for name in ids]].float()
         x = np.empty((len(ids), self.tokens, self.settings["width"]), np.float32)
@@ -371,7 +372,7 @@ def load_features(config, cells: bool = False, pictures: dict[str, Path] | None 
         for task, kind in kinds.items():
             assert kind in found, f"it has no {kind} for {task}: name a packed folder of them, too"
     for source in found.values():
-        source.to(chosen(config.device))
+        source.to(default_device(config.device))
     return {task: control(found[kind], config) for task, kind in kinds.items()}
 
 

@@ -5,7 +5,7 @@ One gate for all of it: annotations, weights, pictures, run folders, the command
     with reading(path, record):            # whatever goes wrong in here becomes one BadInput:
         text = record["question"]          # "vqa.json, record 7: field 'question' is missing"
 
-Inside the gate code reads plainly, as if every file were right; behind it nothing is checked again.
+Inside the gate code reads plainly, as if every file were right; after it nothing is checked again.
 `program` turns a BadInput or an OSError into one sentence and exit status 1. Every other exception
 is a bug of ours and shows its traceback.
 

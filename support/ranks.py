@@ -33,11 +33,10 @@ def start(device: str) -> None:
     """Meets the others; does nothing in a single process."""
     if WORLD == 1 or dist.is_initialized():
         return
-    on_gpus = device == "cuda" or not device and torch.cuda.is_available()
-    if on_gpus:
+    if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))                # "cuda" means this one
     # The first rank may pack features for hours before the others see it again.
-    dist.init_process_group("nccl" if on_gpus else "gloo", timeout=timedelta(days=1))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=1))
     if not FIRST:
         sys.stdout, gate.read_only = open(os.devnull, "w"), True
 
@@ -59,7 +58,7 @@ def start_thread() -> None:
 
 
 def agree(value: object = None) -> object:
-    """The first rank's value, for all; who comes early waits."""
+    """The first rank's value, for all; ranks that come early wait."""
     values = [value]
     if WORLD > 1:
         with meeting():
@@ -83,13 +82,14 @@ def shares(parts: int) -> list[slice]:
     return [slice(RANK * parts + i, None, count) for i in range(parts)]
 
 
-def gather(own: list, count: int) -> list:
-    """Results of the items RANK, RANK + WORLD, ... of `count` -> those of all, in their order."""
+def gather(own: list) -> list:
+    """Results of the items RANK, RANK + WORLD, ... -> those of all items, in their order."""
     if WORLD == 1:
         return own
-    parts, found = [None] * WORLD, [None] * count
+    parts = [None] * WORLD
     with meeting():
         dist.all_gather_object(parts, own)
+    found = [None] * sum(map(len, parts))
     for rank, part in enumerate(parts):
         found[rank::WORLD] = part
     return found
@@ -109,7 +109,7 @@ def add_up(model: nn.Module, loss: Tensor, stop: bool) -> tuple[Tensor, bool]:
         return loss, stop
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     extra = torch.stack([loss.float(), loss.new_tensor(float(stop)).float()])
-    # One long vector: a message a tensor would spend its time on greetings.
+    # One long vector: many small messages would cost more than their bytes.
     flat = torch.cat([*(grad.flatten() for grad in grads), extra.to(grads[0].dtype)])
     with meeting():
         dist.all_reduce(flat)                                               # summed

@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor
@@ -43,9 +42,11 @@ def check_folder(out: str, again: bool) -> None:
 
 
 def take_folder(config: Config) -> Config:
-    """out/<method>-<control>, or with the first number behind it that is free. It is taken by being
+    """out/<method>-<control>, or with the first number after it that is free. It is taken by being
     made: two runs get two."""
-    name = "-".join(filter(None, (f"out/{config.method}", config.control)))
+    name = f"out/{config.method}"
+    if config.control:
+        name += f"-{config.control}"
     for number in count(1):
         out = name if number == 1 else f"{name}-{number}"
         with suppress(FileExistsError):
@@ -57,7 +58,7 @@ class Stop:
     """SIGTERM and Ctrl-C end a run with a sentence, and one step is lost at most.
 
     While `held` they are noted in `asked`: the loop ends its step and saves. All other work is cut
-    short, because the state before it is saved. Who asks twice is obeyed.
+    short, because the state before it is saved. A second signal ends the run at once.
     """
 
     asked = held = False
@@ -73,32 +74,24 @@ class Stop:
             raise KeyboardInterrupt
 
 
-def take(file: IO, folder: Path, again: bool) -> None:
-    """The folder is ours, and clean."""
-    with reading(folder):
-        assert lock(file), "another process is at work on this run: wait for it, or stop it"
-    check_folder(str(folder), again)
-    for path in folder.rglob(".*.tmp"):
-        path.unlink()
-    if not again:
-        shutil.rmtree(folder / "last", ignore_errors=True)
-
-
 @contextmanager
 def alone(run: Run, again: bool) -> Iterator[Stop]:
-    """Holds a run's folder: one process a run, a new one (not `again`) in a free folder.
-
-    A killed owner lets go, and what it left half-written is removed.
-    """
+    """Holds a run's folder: one process a run, a new one (not `again`) in a free folder."""
     if not run.config.out and ranks.FIRST:
         run.config = take_folder(run.config)
     run.config = ranks.agree(run.config)
     folder, stop = run.folder, Stop()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as file:
-        if ranks.FIRST:
-            take(file, folder, again)
-        ranks.agree("the folder is ours")
+        if ranks.FIRST:                                    # a killed process has let go of it
+            with reading(folder):
+                assert lock(file), "another process is at work on this run: wait for it, or stop it"
+            check_folder(str(folder), again)
+            for half_written in folder.rglob(".*.tmp"):
+                half_written.unlink()
+            if not again:
+                shutil.rmtree(folder / "last", ignore_errors=True)
+        ranks.agree()                                      # now the folder is ours
         before = {kind: signal.signal(kind, stop.ask) for kind in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield stop
@@ -119,7 +112,7 @@ class Log:
         self.losses = defaultdict(list)                    # task -> losses not yet written
 
     def open(self, step: int) -> None:
-        """The run goes on behind this step: later lines are dropped, and half a line."""
+        """The run goes on after this step: later lines are dropped, and so is half a line."""
         with reading(self.path):
             text = self.path.read_text(encoding="utf-8") if step else ""
             for line in map(json.loads, text[:text.rfind("\n") + 1].splitlines()):
@@ -135,7 +128,7 @@ class Log:
                 if line.get("mean") is not None}
 
     def add(self, task: str, loss: Tensor) -> None:
-        self.losses[task].append(loss.detach())            # no .item(): it would wait for the GPU
+        self.losses[task].append(loss)                     # a tensor, as last/ keeps it
 
     def means(self) -> dict[str, float]:
         """Of each task, in alphabetical order, over the steps since the last call."""
@@ -162,7 +155,7 @@ def save_last(run: Run, optimizer: torch.optim.Optimizer, step: int, log: Log) -
     for task, losses in log.losses.items():
         tensors[f"loss/{task}"] = torch.stack(losses)
     tensors["random/cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
+    if run.device == "cuda":
         tensors["random/cuda"] = torch.cuda.get_rng_state()
     path = run.folder / "last" / "state.safetensors"
     if path.exists() and ranks.FIRST:
@@ -199,6 +192,6 @@ def load_last(run: Run, optimizer: torch.optim.Optimizer, total: int, log: Log) 
         for task, losses in found["loss"].items():
             log.losses[task] = list(losses.to(run.device))
         torch.set_rng_state(found["random"]["cpu"])
-        if torch.cuda.is_available() and "cuda" in found["random"]:
+        if run.device == "cuda" and "cuda" in found["random"]:
             torch.cuda.set_rng_state(found["random"]["cuda"])
     return step

@@ -51,7 +51,7 @@ class Run:
 
     @property
     def device(self) -> str:
-        return features.chosen(self.config.device)
+        return features.default_device(self.config.device)
 
 
 def read_config(folder: str, **given) -> Config:
@@ -77,6 +77,8 @@ def save_json(path: Path, content: object) -> None:
 
 def write(run: Run, path: Path, tensors: dict[str, Tensor], more: dict | None = None) -> None:
     """A file of a run's tensors; its metadata says how they were made, with what, and `more`."""
+    if not ranks.FIRST:
+        return                                             # before gigabytes are put together
     metadata = {"config": json.dumps(asdict(run.config)), "method": run.config.method,
                 "features": json.dumps(features.sources(run.features)),
                 "identity": json.dumps(run.identity)}
@@ -88,14 +90,13 @@ def write(run: Run, path: Path, tensors: dict[str, Tensor], more: dict | None = 
 
 
 def read(path: Path) -> weights.Tensors:
-    """Such a file; BadInput if a byte of it has changed, or if it holds NaN or inf."""
+    """Such a file; BadInput if a byte of it has changed."""
     held = weights.read(path)
     with reading(path):
         metadata = held.metadata.copy()
         was = metadata.pop("digest", None)                 # none: tools/peft.py brought it in
         assert was in (None, digest_all(held, metadata)), \
             "it is damaged, for its numbers are not those that were written: use a copy"
-    weights.finite(held, str(path))
     return held
 
 
@@ -233,7 +234,8 @@ def check_same(run: Run, held: weights.Tensors, path: Path, free: tuple[str, ...
     """BadInput names what is not what it was when a file of a run was written. free: settings that
     may differ; only: if given, all that is compared. What an older file does not say is passed."""
     with reading(path):
-        was, now, seen = {}, {}, json.loads(held.metadata.get("features", "{}"))
+        was, now = {}, {}
+        seen = json.loads(held.metadata.get("features", "{}"))
         for kind, source in features.sources(run.features).items():
             assert only or kind in seen, f"it was trained without {kind}: ask it about others"
             for name in "clip", "resize", "width":

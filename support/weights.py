@@ -139,7 +139,9 @@ def rename(name: str, old: str, new: str) -> str | None:
     rename("layer.3.attn.weight", "layer.{i}.attn", "blocks.{i}.q") == "blocks.3.q.weight"
     """
     match = pattern(old).fullmatch(name)               # numbers by name, and what lies below
-    return match and new.format(**match.groupdict()) + match["below"]
+    if match is None:
+        return None
+    return new.format(**match.groupdict()) + match["below"]
 
 
 def parts(ours: str | tuple[str, ...] | None) -> list[str]:
@@ -230,13 +232,6 @@ def misfit(piece: Tensor, ours: Tensor, first: Tensor) -> str:
     if piece is not first and (piece.dtype != first.dtype or not torch.equal(piece, first)):
         return "differs from its copy"
     return ""
-
-
-def finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """BadInput if a tensor holds NaN or inf: what a diverged run leaves behind."""
-    with reading(where):
-        odd = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-        assert not odd, f"NaN or inf in {listed(odd)}: use what was saved before, or train again"
 
 
 def published(module: nn.Module, table: Table | None) -> dict[str, Tensor]:

@@ -45,7 +45,7 @@ class Kind(NamedTuple):
 
 def read_examples(folder: Path, out: Path) -> dict:
     return {(task, split): data.load_examples(task, split, folder)
-            for task in TASKS for split in data.SPLITS}
+            for task in TASKS for split in ("train", "val", "test")}
 
 
 def clip_vil(lm: torch.nn.Module) -> VLModel:

@@ -136,7 +136,7 @@ def test_clip_vil(name, tmp_path):
     for key, states in seen.items():
         close(states, tensors[key])
     memory = model.encode(asked)[0]
-    close(model.lm.gather(memory, 0), tensors["out/pooled"])
+    close(model.lm.pooled(memory, 0), tensors["out/pooled"])
     close(logits, tensors["out/logits"])
     assert torch.equal(logits.argmax(-1), tensors["out/answer"])
     loss = model.loss(asked)

@@ -14,6 +14,8 @@ from support import readers, submit
 from support.gate import BadInput
 from world import scenes
 
+SPLITS = ("train", "val", "test")
+
 
 class Words:
     """A tokenizer of whole words: 0 begins, 2 ends, 1 pads, the rest count up as they come."""
@@ -58,13 +60,13 @@ def test_gqa_trains_on_valid_and_tests_on_testdev(tmp_path):
     for number, name in enumerate(("train", "valid", "testdev")):
         write(tmp_path / f"GQA/{name}.json", [GQA | {"question_id": number}])
     ids = {split: [ex.id for ex in data.load_examples("gqa", split, tmp_path)]
-           for split in data.SPLITS}
+           for split in SPLITS}
     assert ids == {"train": [0, 1], "val": [2], "test": [2]}
 
 
 def test_what_nobody_answered_is_not_trained_on(tmp_path, capsys):
     nothing = VQA | {"question_id": 4, "label": {"red": 0}}
-    for split in data.SPLITS:
+    for split in SPLITS:
         write(tmp_path / f"vqa/karpathy_{split}.json", [nothing, VQA])
     assert [ex.id for ex in data.load_examples("vqa", "train", tmp_path)] == [3]
     assert "1 of 2 examples have no answer" in capsys.readouterr().out
@@ -76,7 +78,7 @@ def test_what_nobody_answered_is_not_trained_on(tmp_path, capsys):
     ([], "karpathy_train.json: it has no example of split train"),
     ([VQA | {"label": {}}], "karpathy_train.json: it has no example of split train, or none is")])
 def test_what_is_wrong_is_named(tmp_path, content, message):
-    for split in data.SPLITS:
+    for split in SPLITS:
         write(tmp_path / f"vqa/karpathy_{split}.json", [VQA])
     write(tmp_path / "vqa/karpathy_train.json", content)
     if content is None:
@@ -111,7 +113,7 @@ def test_too_few_people_and_ids_twice_are_refused(tmp_path, questions, people, w
 def test_the_built_in_data_set_is_read(tmp_path):
     folder = scenes.write(tmp_path / "world", pictures=200, items=800, progress=False)
     for task in scenes.TASKS:
-        for split in data.SPLITS:
+        for split in SPLITS:
             examples = data.load_examples(task, split, folder)
             assert len(examples) >= 10 and all(ex.targets for ex in examples)
             assert {len(ex.images) for ex in examples} == {1 + (task == "nlvr")}
@@ -131,7 +133,7 @@ def test_the_built_in_data_set_is_read(tmp_path):
 
 # --------------------------------------------------------------------------- which layout is read
 
-A = tuple(f"vqa/karpathy_{split}.json" for split in data.SPLITS)
+A = tuple(f"vqa/karpathy_{split}.json" for split in SPLITS)
 B = tuple(f"vqa/v2_OpenEnded_mscoco_{year}_questions.json" for year in ("train2014", "val2014"))
 B += tuple(f"vqa/v2_mscoco_{year}_annotations.json" for year in ("train2014", "val2014"))
 SPLIT = "VQAv2's files in Karpathy's splits"

@@ -712,6 +712,7 @@ ERRORS = [
     ("hyperformer", "per_task=all", "one a task already"), ("hyperformer", "zero=yes", "zero out"),
     ("ia3", "gate=none", "has no down or up"), ("ia3", "per_task=down", "has no down or up"),
     ("prompt", "per_task=down", "per_task of a prompt is 'down'"),
+    ("ia3", "scale=2", "would change nothing: scale needs matrix=dense or generated or kronecker"),
     ("adapter", "n=4", "would change nothing: n needs matrix=kronecker"),
     ("adapter", "rank=4", "rank needs matrix=kronecker"), ("adapter", "g=4", "g needs gate=large"),
     ("lora", "reduction=4", "reduction needs r=0"),

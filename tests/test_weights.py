@@ -203,11 +203,7 @@ def test_missing_and_damaged_files_are_named(file, tmp_path):
 
 
 def test_numbers_that_are_not_finite_are_refused():
-    good = {"a": torch.ones(2), "n": torch.tensor(3), "random": torch.ones(4, dtype=torch.uint8)}
-    weights.finite(good, "last")
     for wrong in (float("nan"), float("inf")):
-        with pytest.raises(BadInput, match="last: NaN or inf in bad"):
-            weights.finite(good | {"bad": torch.tensor([1.0, wrong]).half()}, "last")
         with pytest.raises(BadInput, match="a holds NaN or inf"):
             weights.load({"a": torch.zeros(2)}, {"a": torch.tensor([1.0, wrong])})
 
