@@ -57,13 +57,17 @@ def setup(config: Config, held: weights.Tensors | None = None,
             "CLIP-ViL's grid needs --boxes grid, and --train-clip no"
 
     # What there is to see: CLIP's features, packed once, or pictures as they are.
-    packed = features.load_features(config, lm.grid is not None, pictures)
-    sources = features.sources(packed).values()
-    widths, tasks = [source["width"] for source in sources], task_list(config)
+    tasks, before = task_list(config), {}
     if held is not None:
         with reading(config.out):
-            widths, choices = runs.widths(held), json.loads(held.metadata.get("answers", "{}"))
+            choices = json.loads(held.metadata.get("answers", "{}"))
             tasks = json.loads(held.metadata["config"])["tasks"].split(",")
+            before = json.loads(held.metadata.get("features", "{}")).get("pictures", {})
+    packed = features.load_features(config, lm.grid is not None, pictures,
+                                    before.get("resize", "stretch"))
+    widths = [source["width"] for source in features.sources(packed).values()]
+    if held is not None:
+        widths = runs.widths(held)
     tower = None
     if config.train_clip:                                   # CLIP looks on in the model
         tower = next(iter(packed.values())).tower

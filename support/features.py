@@ -250,9 +250,6 @@ class Features:
         second, and an H100 trains on 28,000."""
         if sum(rows.nbytes for rows in self.files) <= free_memory(device) / 2:
             self.table = torch.cat([torch.tensor(rows, device=device) for rows in self.files])
-            with reading(self.folders):
-                for _, _, number in self.held.values():
-                    assert self.table[number].isfinite().all(), "NaN or inf: pack again"
 
     def stack(self, ids: list[str]) -> Tensor:
         """The tokens of these pictures or clips (B, N, F) in fp32; zeros after a clip's end."""
@@ -350,19 +347,22 @@ def load_tower(config):
     return tower
 
 
-def load_features(config, cells: bool = False, pictures: dict[str, Path] | None = None
-                  ) -> dict[str, Features | Pixels]:
+def load_features(config, cells: bool = False, pictures: dict[str, Path] | None = None,
+                  resize: str = "stretch") -> dict[str, Features | Pixels]:
     """Of each task, the features of its pictures or clips: packed once for each CLIP and state of
-    their folder, or given as packed folders; or the pictures themselves (these, or the folder's).
-    cells: CLIP-ViL's."""
+    their folder, or given as packed folders; or the pictures themselves (these, or the folder's),
+    resized so. cells: CLIP-ViL's, always padded."""
     kinds = {task: CLIPS if TASKS[task].clips else PICTURES for task in config.tasks.split(",")}
     if pictures:
         kinds = {task: kind for task, kind in kinds.items() if kind == PICTURES}
     if pictures or config.features == "none":
-        make = Pixels if config.train_clip else Seen
+        tower, pictures = load_tower(config), pictures or list_files(config.images)
         if cells:
-            make = Padded
-        found = {PICTURES: make(load_tower(config), pictures or list_files(config.images))}
+            found = {PICTURES: Padded(tower, pictures)}
+        elif config.train_clip:
+            found = {PICTURES: Pixels(tower, pictures, resize)}
+        else:
+            found = {PICTURES: Seen(tower, pictures, resize)}
     elif config.features:
         found = open_packed(config.features)
     else:
@@ -389,7 +389,8 @@ def pack_once(config, tower, kind: str) -> Features:
     """The packed folder of all pictures or clips; written where it is missing."""
     folder, endings = (config.clips, ANIMATED) if kind == CLIPS else (config.images, STILL)
     files, home = list_files(folder, endings).values(), Path(config.data) / "features"
-    state = [ROWS, fingerprint(tower), *((str(path), size(path)) for path in files)]
+    state = [ROWS, fingerprint(tower), str(Path(folder).resolve())]
+    state += [(str(path.relative_to(folder)), size(path)) for path in files]
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     packed = home / f"{Path(config.clip).stem}-{digest}"
     with reading(home):

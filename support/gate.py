@@ -115,7 +115,9 @@ def told(want: object) -> str:
     if isinstance(want, set):
         return "one of " + ", ".join(sorted(map(repr, want)))
     if isinstance(want, Number):
-        bounds = f" from {want.low:g} to {want.high:g}" if want.high < math.inf else ""
+        bounds = f" from {want.low:g}" if want.low > -math.inf else ""
+        if want.high < math.inf:
+            bounds += f" to {want.high:g}"
         return NAMES[int if want.whole else float] + bounds
     return " or ".join(map(told, want)) if isinstance(want, tuple) else NAMES[want]
 

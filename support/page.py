@@ -83,13 +83,6 @@ def bar(words: str, number: str, percent: float, mark: float | None = None) -> s
             f"<span>{number}</span>{at}</div>")
 
 
-def legend(names: list[str]) -> str:
-    """Which number and colour a curve has; a curve alone needs none."""
-    found = [f'<span class="name"><b class="chip" style="background:var(--c{i % 8})">{i + 1}</b>'
-             f"{escape(name)}</span>" for i, name in enumerate(names)]
-    return f"<p>{''.join(found)}</p>" if len(names) > 1 else ""
-
-
 # ------------------------------------------------------------------------- a drawing
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 346, 28, 176          # where a plot lies in a drawing of 360 x 214

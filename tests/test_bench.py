@@ -22,11 +22,10 @@ def test_two_works(tmp_path):
     turns = json.loads((tmp_path / "table.json").read_text())["turns"]
     about, _, head, _, *lines = (tmp_path / "table.md").read_text().splitlines()
     assert "transformers" in about and "lm weights/tiny-bart" in about
-    assert {line.count("|") for line in [head, *lines]} == {10}
+    assert {line.count("|") for line in [head, *lines]} == {9}
     for line in lines:
-        _, work, name, *numbers, target, _ = map(str.strip, line.split("|"))
+        _, work, name, *numbers, _ = map(str.strip, line.split("|"))
         assert [len(turns[work][name]), min(map(float, numbers)) > 0] == [2, True]
-        assert ("reached" in target) == (name == "peer lora")
     ours, peer = (turns["step-natural"][name][-1] for name in bench.PAIR)
     assert ours["size"] == peer["size"] > 0              # parameters that are trained
     assert math.isfinite(ours["value"]) and math.isfinite(peer["value"])     # losses

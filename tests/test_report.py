@@ -187,8 +187,7 @@ def test_several_runs(trained, pages):
         assert float(row[2]) == round(100 * results["trainable"] / results["total"], 2)
         assert f"<td>{results['average']:.1f}</td>" in row[0]
         assert f'class="dot">{row[1]}</text>' in text               # in its dot
-        # Its number in the legend, and its G of the first layer and the last.
-        assert f">{row[1]}</b>{name}</span>" in text
+        # And its G of the first layer and the last.
         maps = re.findall(f"<h3>{name} (.*?)</h3>", text)
         if name != "adapter":
             assert maps == ["layer 1, behind self-attention", "layer 1, behind feed-forward"]
@@ -204,6 +203,19 @@ def test_runs_of_other_tasks(trained, tmp_path):
     assert f"stroke:var(--c{number - 1})" in curve and curve.count("<polyline") == 1
 
 
+def test_a_run_without_steps_has_a_page(trained, tmp_path):
+    """As far as pictures are still there they are shown."""
+    config = json.loads((trained["adapter"] / "config.json").read_text())
+    argv = ["--data", config["data"], "--lm", config["lm"], "--clip", config["clip"], "--tasks",
+            "vqa", "--epochs", "0", "--out", str(tmp_path / "zero")]
+    train.main(argv)
+    (tmp_path / "empty").mkdir()
+    done = report.read_run(str(tmp_path / "zero"))
+    assert "<td>steps</td><td>0</td>" in report.settings(done)
+    gone = replace(done.config, images=str(tmp_path / "empty"), clips="nowhere")
+    assert done.files and report.Done(gone, done.results, done.log).files == {}
+
+
 def test_runs_are_named_by_what_differs(trained):
     """Seeds are one name, a control or --set another; means and spreads are over seeds."""
     done = report.read_run(str(trained["adapter"]))
@@ -217,6 +229,12 @@ def test_runs_are_named_by_what_differs(trained):
     assert [*groups] == ["adapter, set r=4", "adapter, control blind", "adapter"]
     assert report.shown_mean([d.results["average"] for d in groups["adapter"]]) == "2.0 ± 1.4"
     assert [*report.by_name([like(1.0, seed=1, lm="x")])] == ["adapter"]
+    # The recipe's settings count among runs of one row; each seed may begin with its own run.
+    assert [*report.by_name([like(1.0, lr=1e-3), like(3.0, lr=1e-2),
+                             like(2.0, method="full", lr=1e-4)])] == \
+        ["adapter, lr 0.01", "full", "adapter, lr 0.001"]
+    assert [*report.by_name([like(1.0, seed=1, pretrained="a"), like(3.0, seed=2, pretrained="b"),
+                             like(4.0)])] == ["adapter", "adapter, pretrained yes"]
 
 
 def test_a_chart_puts_points_where_they_belong():

@@ -469,6 +469,16 @@ def test_a_packed_folder_serves_without_pictures(small, done, tmp_path):
     assert equal(trained(tmp_path / "out"), trained(done))
 
 
+def test_a_run_on_cropped_pictures_is_asked_about_cropped_ones(small, tmp_path, capsys):
+    images, packed = small / "world" / "images", tmp_path / "packed"
+    features.extract(load_clip(small / "clip"), images, packed, resize="crop")
+    train.main(arguments(small, tmp_path / "out", "--features", str(packed), "--tasks", "vqa",
+                         "--epochs", "0"))
+    picture = str(sorted(images.iterdir())[0])
+    ask.main(["--run", str(tmp_path / "out"), "--image", picture, "how many?"])
+    assert "vqa: how many?" in capsys.readouterr().out
+
+
 def test_pre_training_on_pictures(small, tmp_path):
     """A full run is a language model and a visual embedding that any method starts from."""
     train.main(arguments(small, tmp_path / "full", "--method", "full", "--epochs", "1",

@@ -251,9 +251,7 @@ def line_of(name: str, jobs: list[Job]) -> dict | None:
     for job in jobs:
         if job.name == name:
             done.setdefault(job.seed, []).append(job)       # several, where tasks stand alone
-    for job in jobs:
-        if job.name == name and not job.results():
-            done.pop(job.seed, None)
+    done = {seed: runs for seed, runs in done.items() if all(run.results() for run in runs)}
     if not done:
         return None
     scores, minutes, memory = {}, [], []
@@ -269,7 +267,8 @@ def line_of(name: str, jobs: list[Job]) -> dict | None:
     return {"row": name, "seeds": [*done], "scores": scores,
             "average": [mean(seed) for seed in zip(*scores.values())],
             "trainable": 100 * last["trainable"] / last["total"],
-            "steps": json.loads(log[-1])["step"], "minutes": mean(minutes), "memory": max(memory),
+            "steps": json.loads(log[-1])["step"] if log else 0, "minutes": mean(minutes),
+            "memory": max(memory),
             "file": (run.folder / ADAPTER).stat().st_size / 2**20}
 
 
@@ -359,11 +358,11 @@ def write(command: str, entries: dict[str, Entry], jobs: list[Job], to: Path) ->
     paper = {name: entry.paper.split(" | ") for name, entry in entries.items() if entry.paper}
     text = markdown(command, lines, found, paper)
     to.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(to.with_suffix(".md"), text)
-    replace_file(to.with_suffix(".json"), json.dumps(
+    replace_file(f"{to}.md", text)
+    replace_file(f"{to}.json", json.dumps(
         {"command": command, "machine": machine(), "lines": [*lines.values()], "published": paper,
          "findings": found}, indent=1) + "\n")
-    with open(to.with_suffix(".csv"), "w", newline="") as file:
+    with open(f"{to}.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["row", "trained %", "task", "seed", "score"])
         for name, line in lines.items():
@@ -407,7 +406,7 @@ def main(argv: list[str] | None = None) -> None:
     to = args.to or out / study
     print(write(command, entries, jobs, to))
     finished = [str(job.folder) for job in jobs if job.results()]
-    print("to look at it:", report.write(finished, to.with_suffix(".html")))
+    print("to look at it:", report.write(finished, f"{to}.html"))
     failed = [str(job.log) for job in jobs if not job.results()]
     if failed:
         raise BadInput(f"{len(failed)} runs failed, which is told in {', '.join(failed)}")

@@ -15,6 +15,7 @@ import math
 import os
 import re
 from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
@@ -35,8 +36,8 @@ from clip_encoder import MEAN, STD
 from config import Config, task_list
 from data import TASKS, Example
 from support import readers, runs, submit
-from support.gate import program, read_json, read_text, reading, replace_file
-from support.page import (bar, cards, chart, chips, heat, inline, legend, matrix, page, scale,
+from support.gate import BadInput, program, read_json, read_text, reading, replace_file
+from support.page import (bar, cards, chart, chips, heat, inline, matrix, page, scale,
                           strip, table)
 from support.pictures import FRAMES, list_clips, list_files, nfc, read_frames
 from support.runs import ADAPTER, Run
@@ -152,7 +153,7 @@ class Done:
         """Id -> file of all pictures and clips, as far as they are still there."""
         found = {}
         for folder, listed in (self.config.images, list_files), (self.config.clips, list_clips):
-            if os.path.isdir(folder):
+            with suppress(BadInput, OSError):
                 found |= listed(folder)
         return found
 
@@ -191,7 +192,8 @@ def right_answer(example: Example) -> str:
 def settings(done: Done) -> str:
     flags = ("method", "set", "control", "tasks", "data", "lm", "clip", "batch", "lr", "seed")
     found = {f"--{name}": getattr(done.config, name) for name in flags}
-    found |= {"h'": done.run.model.method.formula, "steps": f"{done.log[-1]['step']:,}",
+    steps = done.log[-1]["step"] if done.log else 0
+    found |= {"h'": done.run.model.method.formula, "steps": f"{steps:,}",
               "trained": "{trainable:,} of {total:,} parameters".format(**done.results),
               "time": f"{done.results['seconds']:.0f} s"}
     return table(["setting", "here"], [[name, f"{x}"] for name, x in found.items() if x != ""])
@@ -230,7 +232,7 @@ def types(done: Done) -> str:
 
 def question(example: Example) -> str:
     """A caption's text is empty, or the seconds that are to be described."""
-    if re.search("[a-z]", example.text, re.IGNORECASE):
+    if any(map(str.isalpha, example.text)):
         return example.text
     return f"What is to be seen? {example.text}".strip()
 
@@ -267,22 +269,32 @@ def samples(done: Done) -> str:
 
 # ------------------------------------------------------------------------- sections of all runs
 
-# Settings by which runs may differ beside row and seed.
+# Settings by which runs may differ beside row and seed; recipes give rows their own of RECIPE.
 VARY = ("set", "tasks", "data", "lm", "clip", "features", "train_clip", "pretrained", "steps",
         "task_names", "answers", "control")
+RECIPE = "lr", "batch", "epochs", "dropout", "boxes", "frames", "subtitles", "init"
 Groups = dict[str, list[Done]]
+
+
+def differing(finished: list[Done], names: tuple[str, ...]) -> list[str]:
+    """Those of the settings by which some of the runs differ."""
+    return [name for name in names if len({getattr(done.config, name) for done in finished}) > 1]
 
 
 def by_name(finished: list[Done]) -> Groups:
     """Row and whatever settings differ -> its runs, of several seeds; the best first."""
-    vary, groups = [], defaultdict(list)
-    for name in VARY:
-        if len({getattr(done.config, name) for done in finished}) > 1:
-            vary.append(name)
+    of_row, groups = defaultdict(list), defaultdict(list)
     for done in finished:
-        told = {name: getattr(done.config, name) for name in vary}
-        more = [f"{name} {value}" for name, value in told.items() if value not in ("", None)]
-        groups[", ".join([done.config.method, *more])].append(done)
+        of_row[done.config.method].append(done)
+    for done in finished:
+        words = [done.config.method]
+        for name in differing(finished, VARY) + differing(of_row[done.config.method], RECIPE):
+            value = getattr(done.config, name)
+            if name == "pretrained":                       # each seed begins with a run of its own
+                value = "yes" if value else ""
+            if value not in ("", None):
+                words.append(f"{name} {value}")
+        groups[", ".join(words)].append(done)
     return dict(sorted(groups.items(), key=lambda item: -mean(averages(item[1]))))
 
 
@@ -337,7 +349,7 @@ def learning(groups: Groups) -> str:
                                 if task in line.get(field, {})]
             if any(curves.values()):
                 parts.append(f"<h3>{task}</h3>{chart(curves, 'step', title)}")
-    return legend([*groups]) + cards(parts, "20rem")
+    return cards(parts, "20rem")
 
 
 # ------------------------------------------------------------------------- the gates
@@ -406,7 +418,8 @@ OF_ALL = (
      "CIDEr goes beyond 100 and weighs most in the average. Of runs compared, up is better and "
      "left is cheaper; a line through a dot, as ±, is the standard deviation over seeds."),
     ("How it was learned", learning, "A curve that still falls at its end asks for more steps; "
-     "losses of different tasks cannot be compared, those of different runs can."),
+     "losses of different tasks cannot be compared, those of different runs can. A curve has the "
+     "number of its row above."),
     ("What the gates let through", gates, G_SHOWN))
 
 
