@@ -9,17 +9,19 @@ VL-Adapter (Sung et al., CVPR 2022, arXiv 2112.06825) and VL-PET (Hu et al., ICC
 and a row of a table (methods.py) says which function stands at which sites, and what else is
 trained. One formula covers nearly all of them:
 
-    h' = s G (.) (h + scale dh),    dh = U f(D z + b_D) + b_U,    z = h or x
+    h' = s G (.) (h + scale dh),    dh = U f(D y + b_D) + b_U,    y = h or x
 
-    Adapter   G = 1, z = h                         Compacter    D, U sums of Kronecker products
+    Adapter   G = 1, y = h                         Compacter    D, U sums of Kronecker products
     VL-PET    G a granularity matrix               Hyperformer  D, U generated for each task
-    LoRA      z = x, f and the biases left out     DoRA         G = m / |W + scale U D|
+    LoRA      y = x, f and the biases left out     DoRA         G = m / |W + scale U D|
     (IA)3     no dh, G = 1 + z                     prompt       tokens in front, no h at all
 
     python -m tools.count --lm bart-base --features 2048      # every row and what it trains
     python -m pytest tests/test_methods.py
 
-Axes: B batch, S tokens, D width of the site, R bottleneck, n Kronecker terms, K tasks, L layers.
+Add, near the end, is how a row describes a module; Adapter, before it, is the formula.
+
+Axes: B batch, S tokens, d width of the site, r bottleneck, n Kronecker terms, K tasks, L layers.
 """
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -82,7 +84,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class Dense(nn.Linear):
-    """y = W x + b: weight N(0, std), bias 0; std None: PyTorch's default law; zero: all zero."""
+    """y = W x + b: weight N(0, std), bias 0; std None: PyTorch's default; zero: all zero."""
 
     def __init__(self, d_in: int, d_out: int, std: float | None, zero=False, bias=True):
         super().__init__(d_in, d_out, bias)
@@ -103,7 +105,7 @@ class Dense(nn.Linear):
 class Kronecker(nn.Module):
     """y = x M + b,  M = sum_i R_i (x) W_i   (Compacter, Mahabadi et al. 2021, arXiv 2106.04647)
 
-    R is n x n x n, W n x (d_in / n) x (d_out / n): 1 / n of a Dense's parameters (and n^3).
+    R is n x n x n, W n x (d_in / n) x (d_out / n): 1 / n of a Dense's parameters, plus n^3.
     The original has W_i = L_i U_i of rank 1, and one R for the whole model: the context brings it.
     With one term it needs no R: M = L U is a plain low-rank matrix.
     """
@@ -136,7 +138,7 @@ class Kronecker(nn.Module):
         R, W = self.terms(ctx)
         n, d_in = len(W), len(W) * W.size(1)
         tokens = x.numel() // d_in
-        if 10 * tokens >= d_in:
+        if 10 * tokens >= d_in:                            # 10, not n: small products run slower
             return F.linear(x, self.matrix(ctx), self.bias)
         # Two small products take tokens (d_in + n^2) d_out multiplications, one with M takes
         # (tokens + n) d_in d_out: fewer for few tokens, as in decoding. x is n x (d_in / n).
@@ -150,10 +152,10 @@ class Kronecker(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """U f(D x + b_D) + b_U: (..., D) -> (..., R) -> (..., out), f = gelu or nothing.
+    """U f(D x + b_D) + b_U: (..., d) -> (..., r) -> (..., out), f = gelu or nothing.
 
-    VL-PET's multi-head down-projection (N_h heads of width R / N_h, concatenated) is exactly this
-    one D -> R, with the same initial law.
+    VL-PET's multi-head down-projection (N_h heads of width r / N_h, concatenated) is exactly this
+    one d -> r, with the same initial distribution.
     """
 
     def __init__(self, d: int, r: int, out: int, add: "Add", tasks: tuple[str, ...] = ()):
@@ -170,7 +172,7 @@ class Bottleneck(nn.Module):
         self.down, self.up = half("down", d, r), half("up", r, out)
 
     def forward(self, x: Tensor, ctx: Context | None = None) -> Tensor:
-        y = self.down(x, ctx)                                                # B, S, R
+        y = self.down(x, ctx)                                                # B, S, r
         if not self.linear:
             y = gelu(y)
         return self.up(y, ctx)                                               # B, S, out
@@ -214,7 +216,7 @@ class HyperStack(nn.Module):
             self.make[site] = nn.ModuleList(Dense(p, count, std) for count in numbers)
 
     def forward(self, tasks: dict[str, Tensor]) -> dict[tuple[str, str], tuple[Tensor, ...]]:
-        """task -> t_k (512)   =>   task, place -> D (R, D), b_D (R), U (out, R), b_U (out)"""
+        """task -> t_k (512)   =>   task, place -> D (r, d), b_D (r), U (out, r), b_U (out)"""
         # c is small: one at a time, so that its sums round as in the papers' code (golden files).
         c = []
         for t_k in tasks.values():
@@ -261,7 +263,7 @@ class Hypernetwork(nn.Module):
 # sigmoid(z)); here is what its published code computes, because it made the published numbers.
 
 class Large(nn.Module):
-    """G = sigmoid(U_g gelu(D_g x + b) + b')                                       B, S, D"""
+    """G = sigmoid(U_g gelu(D_g x + b) + b')                                       B, S, d"""
 
     def __init__(self, d_in: int, d: int, add: "Add"):
         super().__init__()
@@ -285,7 +287,7 @@ class MiddleX(nn.Module):
 
 
 class MiddleY(nn.Module):
-    """G = 1 + z                                                                   1, 1, D"""
+    """G = 1 + z                                                                   1, 1, d"""
 
     def __init__(self, d_in: int, d: int, add: "Add"):
         super().__init__()
@@ -300,7 +302,8 @@ class Small(nn.Module):
     """G = mean over tokens of sigmoid(w . [x ; H] + b)                            B, 1, 1
 
     The published code averages over padding too, so that an example's output depends on the others
-    of its batch: mean="all". In a decoder it would average over tokens to come: no row may.
+    of its batch: mean="all". In a decoder it would average over tokens to come: methods.check_row
+    refuses it.
     """
 
     def __init__(self, d_in: int, d: int, add: "Add"):
@@ -331,7 +334,7 @@ class Site(NamedTuple):
 
 
 class Adapter(nn.Module):
-    """h' = s G (.) (h + scale dh),  dh = U f(D z + b_D) + b_U,  without a gate G = 1
+    """h' = s G (.) (h + scale dh),  dh = U f(D y + b_D) + b_U,  without a gate G = 1
 
     Adapter (Houlsby et al. 2019, arXiv 1902.00751): no gate, dh of h. VL-PET's encoder modules:
     with a gate. VL-PET's decoder module: no gate, dh of x, at the value projection of the
@@ -355,11 +358,11 @@ class Adapter(nn.Module):
             self.gate = GATES[add.gate](site.d_in, site.d_out, add)
 
     def update(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
-        """H = h + scale dh                                                        B, S, D"""
+        """H = h + scale dh                                                        B, S, d"""
         if self.net is None:
             return h
-        z = F.dropout(x if self.reads_x else h, self.dropout, self.training)
-        return torch.add(h, self.net(z, ctx), alpha=self.scale)              # in one pass
+        y = F.dropout(x if self.reads_x else h, self.dropout, self.training)
+        return torch.add(h, self.net(y, ctx), alpha=self.scale)              # in one pass
 
     def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
         H = self.update(h, x, ctx)
@@ -392,7 +395,7 @@ class DoRA(Adapter):
 
 
 class SoftPrompt(nn.Module):
-    """P = W_2 tanh(W_1 E + b_1) + b_2 in front of the encoder's text, E length x D (prefix-tuning,
+    """P = W_2 tanh(W_1 E + b_1) + b_2 in front of the encoder's text, E length x d (prefix-tuning,
     Li and Liang 2021, arXiv 2101.00190, at the input alone)."""
 
     def __init__(self, prompt: "Prompt", site: Site):
@@ -402,8 +405,8 @@ class SoftPrompt(nn.Module):
         self.W1, self.W2 = Dense(d, prompt.mid, prompt.std), Dense(prompt.mid, d, prompt.std)
 
     def forward(self, h: Tensor, x: Tensor, ctx: Context) -> Tensor:
-        P = self.W2(torch.tanh(self.W1(self.E)))                             # length, D
-        return P.expand(len(h), -1, -1)                                      # B, length, D
+        P = self.W2(torch.tanh(self.W1(self.E)))                             # length, d
+        return P.expand(len(h), -1, -1)                                      # B, length, d
 
 
 # ------------------------------------------------------------------------ how a row says it
@@ -411,30 +414,30 @@ class SoftPrompt(nn.Module):
 @dataclass(frozen=True)
 class Add:
     """Description of one Adapter."""
-    reads: str = "h"                   # z: dh is a function of h (in a row) or of x (parallel)
+    reads: str = "h"                   # y: dh is a function of h (in a row) or of x (parallel)
     matrix: str = "dense"              # D and U: dense, kronecker, generated; none: no dh
-    r: int = 0                         # bottleneck; 0: D / reduction
+    r: int = 0                         # bottleneck; 0: d / reduction
     reduction: int = 8
     n: int = 2                         # Kronecker terms
     rank: int = 0                      # of each; 0: full
     shared_R: bool = False             # R is one for the whole model (n = 1: there is none)
     p: int = 8                         # width of the hypernetwork's c
     linear: bool = False               # f and the biases left out (LoRA)
-    dropout: float = 0.0               # of z
+    dropout: float = 0.0               # of y
     scale: float = 1.0                 # of dh
     alpha: float | None = None         # scale is multiplied by alpha / r (LoRA)
     gate: str | None = None            # a key of GATES
     g: int = 0                         # the large gate's bottleneck; 0: like r
     s: float = 1.0                     # of the (gated) sum
     mean: str = "real"                 # tokens that small averages: "real" or "all"
-    std: float | None = 0.02           # of the initial weights; None: PyTorch's default law
+    std: float | None = 0.02           # of the initial weights; None: PyTorch's default
     std_tokens: float = 0.02           # of the hypernetwork's layer embeddings
     zero: bool = False                 # up-projection and gate start at zero: G = 1/2 (middleY: 1)
     per_task: str | None = None        # one a task: "all" of it, its "down" or its "up" alone
     module: type[nn.Module] = Adapter  # what is built: any module of (add, site)
 
     def width(self, d: int) -> int:
-        """The bottleneck at a site of width D."""
+        """The bottleneck at a site of width d."""
         r = self.r or d // self.reduction
         assert r > 0, f"a bottleneck of {d} / {self.reduction} has no room: give r"
         return r
@@ -463,7 +466,7 @@ class Method:
     """A row: what stands at which sites, and which of the backbone's own weights are opened."""
     at: dict[str, Add | Prompt] = field(default_factory=dict)
     open: tuple[str, ...] = ()         # of OPEN in model.py: norms, encoder.norms, biases, all
-    formula: str = field(default="-", compare=False)       # h', for the eye
+    formula: str = field(default="-", compare=False)       # h', to be printed
 
     def new_R(self, dtype: torch.dtype) -> nn.Parameter | None:
         """The one R (n, n, n) of the modules that share it."""

@@ -251,7 +251,9 @@ def line_of(name: str, jobs: list[Job]) -> dict | None:
     for job in jobs:
         if job.name == name:
             done.setdefault(job.seed, []).append(job)       # several, where tasks stand alone
-    done = {seed: runs for seed, runs in done.items() if all(run.results() for run in runs)}
+    for seed, runs in [*done.items()]:
+        if not all(map(Job.results, runs)):
+            del done[seed]
     if not done:
         return None
     scores, minutes, memory = {}, [], []

@@ -278,7 +278,11 @@ Groups = dict[str, list[Done]]
 
 def differing(finished: list[Done], names: tuple[str, ...]) -> list[str]:
     """Those of the settings by which some of the runs differ."""
-    return [name for name in names if len({getattr(done.config, name) for done in finished}) > 1]
+    found = []
+    for name in names:
+        if len({getattr(done.config, name) for done in finished}) > 1:
+            found.append(name)
+    return found
 
 
 def by_name(finished: list[Done]) -> Groups:
