@@ -61,7 +61,7 @@ def methods(is_t5: bool) -> dict[str, Method]:
     norms, biases = (), ()
     if not is_t5:
         norms, biases = ("norms",), ("biases",)
-    narrow = replace(part["adapter"], reduction=8)
+    narrow = replace(part["adapter"], reduction=8)         # on T5, too: the rows with one a task
 
     def attentions(linears: str, add: Add) -> dict[str, Add]:
         """The part behind these Linears of every attention."""
@@ -96,7 +96,7 @@ def methods(is_t5: bool) -> dict[str, Method]:
         "ia3": Method(attentions("kv", part["ia3"]) | hidden, (),
                       "(1 + z) h at k, v and behind the feed-forward's activation"),
         "prompt": Method({"encoder.prompt": part["prompt"]}, (),
-                         "40 tokens W_2 tanh(W_1 E + b) + b' before the encoder's text"),
+                         "40 tokens W_2 tanh(W_1 E + b_1) + b_2 before the encoder's text"),
     }
     if is_t5:
         del rows["bitfit"]

@@ -115,7 +115,7 @@ def drawn_map() -> str:
                                                                       blocks[1])):
         shapes += [rect(x, 250, 188, height, (PAPER, LINE), 8),
                    text(x + 94, 270, f"{stack}, {count} blocks", bold=True)]
-    shapes += [path((50, 214), (50, 286)), box(32, 288, 164, 34, FROZEN, "self-attention"),
+    shapes += [path((20, 218), (416, 218), head=False), path((50, 218), (50, 286)), box(32, 288, 164, 34, FROZEN, "self-attention"),
                path((50, 322), (50, 356)), site(50, 338, "encoder.self_attn"),
                box(32, 358, 164, 34, FROZEN, "feed-forward"),
                path((50, 392), (50, 440), head=False), site(50, 408, "encoder.ffn")]
@@ -179,10 +179,11 @@ def drawn_adapter() -> str:
         text(78, 206, "h", 14, "start", bold=True), text(middle + 8, 281, "dh", anchor="start"),
         circle(middle, 296, 11, ("#ffffff", LINE)), text(middle, 301, "+", 16),
         path((middle, 307), (middle, 322)), bar(324, wide, f"h':  B, S, {d}"),
-        text(WIDTH / 2, 368, "h' = h + U gelu(D h + b) + b'", 14, font=MONO),
-        text(WIDTH / 2, 392, f"{numbers(net):,} trained behind {frozen:,} frozen numbers: "
+        text(middle, 355, "(then the residual sum: x + h')", 11),
+        text(WIDTH / 2, 380, "h' = h + U gelu(D h + b_D) + b_U", 14, font=MONO),
+        text(WIDTH / 2, 404, f"{numbers(net):,} trained behind {frozen:,} frozen numbers: "
                              f"{100 * numbers(net) / frozen:.1f} %")]
-    return svg(408, "An adapter: 768 to 96 to 768 behind a frozen sub-layer", *shapes)
+    return svg(420, "An adapter: 768 to 96 to 768 behind a frozen sub-layer", *shapes)
 
 
 # -------------------------------------------------------------------------- a Kronecker product

@@ -12,8 +12,8 @@ from adapters import Adapter, Add, Context, Method, Site
 class ChannelGated(Adapter):
     """h' = h + a (.) dh, a one trained number a channel that starts at 0: h' = h at first.
 
-    self.net(z, ctx) is dh of z. The Adapter makes it in __init__, with Add's settings. z is h, or
-    x where self.reads_x. Where does a stand, so that the module owns it?
+    self.net(y, ctx) is dh of y. The Adapter makes it in __init__, with Add's settings. y is h, or
+    x where self.reads_x. a is called self.a and has site.d_out numbers.
     """
 
     def __init__(self, add: Add, site: Site):
@@ -26,5 +26,5 @@ class ChannelGated(Adapter):
 
 def row() -> Method:
     """ChannelGated modules with r 4: of h behind every feed-forward of the encoder, of x at the
-    value projection of every cross-attention; the norms of the encoder are open, too."""
+    value projection of every cross-attention; open is ("encoder.norms",)."""
     raise NotImplementedError

@@ -16,3 +16,7 @@ def open_only(model: nn.Module, opened: list[nn.Module]) -> tuple[int, int]:
 
 def training_bytes(trainable: int, total: int) -> int:
     return 4 * (total + 3 * trainable)                 # weights; gradient and two moments
+
+
+# Then: the gradient passes through a frozen layer; its own weights alone get none. Under
+# no_grad() nothing is remembered, so nothing gets one.

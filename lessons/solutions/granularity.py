@@ -24,3 +24,6 @@ def one_linear(heads: list[nn.Linear]) -> nn.Linear:
         new.weight.copy_(weight)
         new.bias.copy_(torch.cat([head.bias for head in heads]))
     return new
+
+
+# Then: a decoder's mean would look at tokens that are not written yet.

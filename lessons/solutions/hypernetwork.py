@@ -22,3 +22,6 @@ def adapter_for(c: Tensor, generators: list[nn.Linear], d: int, r: int) -> Calla
 def cheaper_from(p: int, sites_per_task: int) -> int:
     # Generators: p a weights and a biases, (p + 1) a. Kept: tasks * sites_per_task * a.
     return (p + 1) // sites_per_task + 1
+
+
+# Then: the new task's vector t_k alone, 512 numbers.

@@ -19,3 +19,6 @@ def shrunk(A: Tensor, B: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     U, S, Vt = torch.linalg.svd(B @ A, full_matrices=False)
     # Eckart and Young: the first parts are the best matrix of this rank. S goes to either side.
     return Vt[:rank], U[:, :rank] * S[:rank]
+
+
+# Then: it bends (gelu) between D and U, and no matrix does.

@@ -25,3 +25,6 @@ def steps(sizes: dict[str, int], b: int, shares: dict[str, tuple[int, int]]) -> 
         part, whole = shares[task]
         total += math.ceil(examples / (b * part // whole))
     return total
+
+
+# Then: idle modules get a gradient of zeros instead of None, and AdamW moves them.

@@ -22,3 +22,6 @@ def row() -> Method:
     behind = Add(r=4, module=ChannelGated)
     beside = Add(r=4, module=ChannelGated, reads="x")
     return Method({"encoder.ffn": behind, "decoder.cross_attn.v": beside}, ("encoder.norms",))
+
+
+# Then: the gradient of each has the other as a factor, so both stay 0 for good.

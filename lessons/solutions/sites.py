@@ -16,3 +16,6 @@ def sublayer(x: Tensor, f: Callable, norm: Callable, adapter: Callable, pre_norm
 
 def widest(d: int, budget: int) -> int:
     return (budget - d) // (2 * d + 1)    # 2dr + r + d <= budget
+
+
+# Then: what reads x can run beside the frozen layer; what reads h must wait for it.
