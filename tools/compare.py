@@ -311,8 +311,8 @@ def findings(lines: dict[str, dict]) -> list[dict]:
 
 def markdown(command: str, lines: dict[str, dict], found: list[dict], paper: dict) -> str:
     tasks = list(next(iter(lines.values()))["scores"])
-    head = ["row", "trained %", *tasks, "average", "% of full", "steps", "min", "MiB", "file MiB",
-            "published: trained %", *tasks, "average"]
+    head = ["row", "trained %", *tasks, "average", "% of full", "seeds", "steps", "min", "MiB",
+            "file MiB", "published: trained %", *tasks, "average"]
     text = [f"`{command}`", "", machine(), "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, line in lines.items():
         share, of_each, average = paper.get(name, ("", "", ""))
@@ -322,8 +322,8 @@ def markdown(command: str, lines: dict[str, dict], found: list[dict], paper: dic
         measured = [line["scores"][task] for task in tasks] + [line["average"]]
         share_of_full = report.shown_mean(line["of full"]) if "of full" in line else ""
         cells = [name, f"{line['trainable']:.2f}", *map(report.shown_mean, measured), share_of_full,
-                 f"{line['steps']:,}", f"{line['minutes']:.1f}", f"{line['memory']:.0f}",
-                 f"{line['file']:.2f}", share, *published, average]
+                 f"{len(line['seeds'])}", f"{line['steps']:,}", f"{line['minutes']:.1f}",
+                 f"{line['memory']:.0f}", f"{line['file']:.2f}", share, *published, average]
         text.append(f"| {' | '.join(cells)} |")
     if found:
         text += ["", "A and B in % of full fine-tuning's scores; the spread is that of A - B from "
