@@ -263,7 +263,7 @@ class Hypernetwork(nn.Module):
 # sigmoid(z)); here is what its published code computes, because it made the published numbers.
 
 class Large(nn.Module):
-    """G = sigmoid(U_g gelu(D_g x + b) + b')                                       B, S, d"""
+    """G = sigmoid(U_g gelu(D_g x + b_g) + b_g')                                   B, S, d"""
 
     def __init__(self, d_in: int, d: int, add: "Add"):
         super().__init__()

@@ -75,7 +75,7 @@ def methods(is_t5: bool) -> dict[str, Method]:
         return replace(method, at=at, formula=f"{method.formula}; one a task")
 
     hidden = dict.fromkeys(("encoder.ffn.hidden", "decoder.ffn.hidden"), part["ia3"])
-    adapter, light = "h + U gelu(D h + b) + b'", "decoder h + U gelu(D x + b) + b'"
+    adapter, light = "h + U gelu(D h + b_D) + b_U", "decoder h + U gelu(D x + b_D) + b_U"
     rows = {
         "frozen": Method(),
         "norms": Method(open=("norms",)),
@@ -84,7 +84,7 @@ def methods(is_t5: bool) -> dict[str, Method]:
         "adapter": everywhere(part["adapter"], adapter),
         "adapter-multiple": one_a_task(everywhere(narrow, adapter)),
         "adapter-half-shared": everywhere(replace(narrow, per_task="down"),
-                                          f"{adapter}; D, b for each task"),
+                                          f"{adapter}; D, b_D for each task"),
         "compacter": everywhere(part["compacter"], f"{adapter}; D, U = sum_i R_i (x) W_i"),
         "compacter-original": everywhere(part["compacter-original"],
                                          f"{adapter}; D, U = sum_i R_i (x) (L_i U_i), one R"),
@@ -109,7 +109,7 @@ def methods(is_t5: bool) -> dict[str, Method]:
         at = dict.fromkeys(SUBLAYERS[:2], part[f"{base}+{gate}"])
         at["decoder.cross_attn.v"] = part[f"{base}-light"]
         rows[f"{base}+{gate}"] = Method(at, ("encoder.norms",),
-                                        f"s G ({adapter}), G {sizes[gate]}; {light}")
+                                        f"s G (.) ({adapter}), G {sizes[gate]}; {light}")
     for gate in GATES:                       # VL-PET itself: its heads are one matrix (Bottleneck)
         rows[f"vlpet-{gate}"] = rows[f"adapter+{gate}"]
     return rows
