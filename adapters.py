@@ -466,7 +466,7 @@ class Method:
     """A row: what stands at which sites, and which of the backbone's own weights are opened."""
     at: dict[str, Add | Prompt] = field(default_factory=dict)
     open: tuple[str, ...] = ()         # of OPEN in model.py: norms, encoder.norms, biases, all
-    formula: str = field(default="-", compare=False)       # h', to be printed
+    formula: str = field(default="-", compare=False, repr=False)       # h', to be printed
 
     def new_R(self, dtype: torch.dtype) -> nn.Parameter | None:
         """The one R (n, n, n) of the modules that share it."""
