@@ -389,7 +389,8 @@ def pack_once(config, tower, kind: str) -> Features:
     """The packed folder of all pictures or clips; written where it is missing."""
     folder, endings = (config.clips, ANIMATED) if kind == CLIPS else (config.images, STILL)
     files, home = list_files(folder, endings).values(), Path(config.data) / "features"
-    state = [ROWS, fingerprint(tower), str(Path(folder).resolve())]
+    # However --data is spelled, and wherever all of it moves, the pack is the same one.
+    state = [ROWS, fingerprint(tower), os.path.relpath(folder, config.data)]
     state += [(str(path.relative_to(folder)), size(path)) for path in files]
     digest = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:12]
     packed = home / f"{Path(config.clip).stem}-{digest}"

@@ -20,7 +20,7 @@ import config as configs
 import data
 import methods
 from support import weights
-from tools import compare
+from tools import compare, report
 from world import scenes
 
 PAGES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -235,11 +235,20 @@ def test_rows_of_the_short_table():
 
 
 def test_scores_are_those_of_the_results():
-    """Ours are a row of docs/results.md, the papers' those that tools/compare.py prints."""
-    rows = re.findall(r"^((\| .*?) \|.*? \| \d) \| ([\d.-]+) \| ([\d.-]+) \|$", README, re.M)
+    """Ours and the papers' are those of results/pictures.json, which tools/compare.py wrote; and
+    its table is what it would write of these numbers today."""
+    results = json.loads((ROOT / "results/pictures.json").read_text())
+    lines = {line["row"]: line for line in results["lines"]}
+    rows = re.findall(r"^\| `(.*?)`(.*?) \| (.*) \| ([\d.-]+) \| ([\d.-]+) \|$",
+                      README.split("## What it scores")[1], re.M)
     assert len(rows) >= 5
-    for ours, name, *papers in rows:
-        assert ours in PAGES["docs/results.md"]
-        if papers != ["-", "-"]:
-            published = compare.PICTURES[name.strip("|` ")].paper.split(" | ")
-            assert papers == [published[0], published[-1]], name
+    for name, note, ours, *papers in rows:
+        line = lines[name + note]
+        scores = [line["scores"][task] for task in ("vqa", "gqa", "nlvr", "caption")]
+        shown = map(report.shown_mean, [*scores, line["average"], line["of full"]])
+        assert ours.split(" | ") == [f"{line['trainable']:.2f}", *shown], name
+        entry = compare.PICTURES[name + note].paper.split(" | ")
+        assert papers == ([entry[0], entry[-1]] if entry[0] else ["-", "-"]), name
+    text = compare.markdown(results["command"], results["machine"], lines, results["findings"],
+                            results["published"])
+    assert text == (ROOT / "results/pictures.md").read_text()

@@ -462,6 +462,14 @@ def test_pictures_in_the_model(small, tmp_path):
     assert again["average"] == found["trained"]["average"]
 
 
+def test_pictures_are_packed_once_however_their_folder_is_spelled(small, done, monkeypatch):
+    packs = sorted((small / "world" / "features").iterdir())
+    monkeypatch.chdir(small)
+    config = runs.read_config(str(done))
+    features.load_features(replace(config, data="world", images="world/images"))
+    assert sorted((small / "world" / "features").iterdir()) == packs
+
+
 def test_a_packed_folder_serves_without_pictures(small, done, tmp_path):
     packed, = (small / "world" / "features").iterdir()
     train.main(arguments(small, tmp_path / "out", "--features", str(packed), "--images", "nowhere",

@@ -309,11 +309,12 @@ def findings(lines: dict[str, dict]) -> list[dict]:
     return found
 
 
-def markdown(command: str, lines: dict[str, dict], found: list[dict], paper: dict) -> str:
+def markdown(command: str, where: str, lines: dict[str, dict], found: list[dict],
+             paper: dict) -> str:
     tasks = list(next(iter(lines.values()))["scores"])
     head = ["row", "trained %", *tasks, "average", "% of full", "seeds", "steps", "min", "MiB",
             "file MiB", "published: trained %", *tasks, "average"]
-    text = [f"`{command}`", "", machine(), "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    text = [f"`{command}`", "", where, "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, line in lines.items():
         share, of_each, average = paper.get(name, ("", "", ""))
         published = of_each.split()
@@ -358,11 +359,12 @@ def write(command: str, entries: dict[str, Entry], jobs: list[Job], to: Path) ->
     normalise(lines)
     found = findings(lines)
     paper = {name: entry.paper.split(" | ") for name, entry in entries.items() if entry.paper}
-    text = markdown(command, lines, found, paper)
+    where = machine()
+    text = markdown(command, where, lines, found, paper)
     to.parent.mkdir(parents=True, exist_ok=True)
     replace_file(f"{to}.md", text)
     replace_file(f"{to}.json", json.dumps(
-        {"command": command, "machine": machine(), "lines": [*lines.values()], "published": paper,
+        {"command": command, "machine": where, "lines": [*lines.values()], "published": paper,
          "findings": found}, indent=1) + "\n")
     with open(f"{to}.csv", "w", newline="") as file:
         rows = csv.writer(file)
