@@ -115,7 +115,8 @@ def drawn_map() -> str:
                                                                       blocks[1])):
         shapes += [rect(x, 250, 188, height, (PAPER, LINE), 8),
                    text(x + 94, 270, f"{stack}, {count} blocks", bold=True)]
-    shapes += [path((20, 218), (416, 218), head=False), path((50, 218), (50, 286)), box(32, 288, 164, 34, FROZEN, "self-attention"),
+    shapes += [path((20, 218), (416, 218), head=False), path((50, 218), (50, 286)),
+               box(32, 288, 164, 34, FROZEN, "self-attention"),
                path((50, 322), (50, 356)), site(50, 338, "encoder.self_attn"),
                box(32, 358, 164, 34, FROZEN, "feed-forward"),
                path((50, 392), (50, 440), head=False), site(50, 408, "encoder.ffn")]
