@@ -86,6 +86,7 @@ CHANGES = {name: PICTURES[name] for name in ("full", "adapter", "vlpet-large")} 
     "adapter (CLIP trained)": Entry("--method adapter --features none --train-clip yes"),
     "adapter (behind V&L)": Entry("--method adapter --pretrained {full}", "4.18 | - | 79.2"),
     "vlpet-large (no G)": Entry("--set gate=none"),
+    "vlpet-large (no G, wider)": Entry("--set gate=none,encoder.reduction=4"),
     "vlpet-large (decoder adapters)": Entry(
         "--set decoder=none,decoder.self_attn=adapter,decoder.cross_attn=adapter,"
         "decoder.ffn=adapter"),
@@ -121,6 +122,8 @@ FINDINGS = (
     ("VL-PET is above VL-Adapter", "vlpet-large", "adapter", 0, "79.18 : 76.93"),
     ("a large G is above a small one", "vlpet-large", "vlpet-small", 0, "79.18 : 78.14"),
     ("G helps", "vlpet-large", "vlpet-large (no G)", 0, ""),
+    ("G helps more than its numbers in the adapter", "vlpet-large", "vlpet-large (no G, wider)", 0,
+     ""),
     ("norms matter", "norms", "frozen", 0, "62.9 : 47.1"),
     ("norms matter beside adapters, too", "adapter", "adapter (norms frozen)", 0, ""),
     ("the decoder's value module is enough", "vlpet-large", "vlpet-large (decoder adapters)",
