@@ -131,16 +131,16 @@ def test_there_are_commands():
 
 
 @pytest.mark.parametrize("name,old,new", [
-    ("README.md", "RN101.pt", "RN101.safetensors"),
+    ("README.md", "weights/RN101.pt", "weights/RN101.safetensors"),
     ("docs/clip_vil.md", "Epoch11_LXRT.pth", "weights/clip-vil/model.safetensors")])
 def test_conversions_work(name, old, new, tmp_path):
     """The lines that turn a published pickle into safetensors, run by a shell."""
     net = torch.nn.Linear(4, 3)
-    if old == "RN101.pt":
+    (tmp_path / new).parent.mkdir(parents=True)
+    if old == "weights/RN101.pt":
         torch.jit.trace(net, torch.ones(1, 4)).save(tmp_path / old)
     else:
         torch.save(net.state_dict(), tmp_path / old)
-    (tmp_path / new).parent.mkdir(parents=True, exist_ok=True)
     lines = re.search(r"^    python( -c .*?\"\n)", PAGES[name], re.S | re.M)[1]
     lines = lines.replace("\n    ", "\n")
     subprocess.run(sys.executable + lines, shell=True, check=True, cwd=tmp_path)

@@ -53,7 +53,8 @@ class Entry:
 
 # ------------------------------------------------------------------------- what is compared
 
-# BART-base's published numbers: VL-PET's table 1 (three seeds), below it VL-Adapter's (one seed).
+# BART-base's published numbers: VL-PET's table 1 (three seeds), from `frozen` on VL-Adapter's (one
+# seed), dora's by its own paper.
 PICTURES = {
     "full": Entry(paper="100 | 66.88 56.79 73.66 112.01 | 77.33"),
     "bitfit": Entry(paper="1.21 | 52.94 43.15 52.29 111.44 | 64.96"),
