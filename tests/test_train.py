@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from house import ROOT
+from tiny import same_state
 
 import config as configs
 import data
@@ -65,10 +66,6 @@ def content(path: Path) -> object:
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:
     return dict(runs.read(folder / "adapter.safetensors"))
-
-
-def equal(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture(scope="session")
@@ -143,7 +140,7 @@ def test_other_splits(small, done, tmp_path, capsys):
 
 def same_run(a: Path, b: Path, tasks: tuple[str, ...] = scenes.TASKS) -> None:
     """All that two runs leave is equal, but for the seconds and the folder's name."""
-    assert equal(trained(a), trained(b))
+    assert same_state(trained(a), trained(b))
     for name in ("log.jsonl", *(f"predictions/{task}.json" for task in tasks)):
         assert (a / name).read_bytes() == (b / name).read_bytes()
     assert not list(a.rglob(".*.tmp"))
@@ -407,7 +404,7 @@ def test_same_seed_same_run_other_seed_other_run(small, tmp_path):
         train.main(arguments(small, tmp_path / name, "--epochs", "1", "--tasks", "vqa", "--seed",
                              seed))
     a, b, c = (trained(tmp_path / name) for name in "abc")
-    assert equal(a, b) and not equal(a, c)
+    assert same_state(a, b) and not same_state(a, c)
 
 
 def test_a_row_with_modules_for_each_task_resumes_exactly(small, tmp_path):
@@ -417,7 +414,7 @@ def test_a_row_with_modules_for_each_task_resumes_exactly(small, tmp_path):
     stop(arguments(small, tmp_path / "cut", *row), 8)
     train.main(["--resume", str(tmp_path / "cut")])
     held = trained(tmp_path / "cut")
-    assert equal(held, trained(tmp_path / "whole"))
+    assert same_state(held, trained(tmp_path / "whole"))
     assert any(n.endswith("tune.net.down.gqa.weight") for n in held)
 
 
@@ -432,7 +429,7 @@ def test_changes_and_beginnings(small, done, tmp_path, capsys):
     for out, file in ("b", "a"), ("c", "a/adapter.safetensors"):
         train.main(arguments(small, tmp_path / out, *changed, "--init", str(tmp_path / file),
                              "--epochs", "0", "--seed", "5"))
-        assert equal(trained(tmp_path / out), held)
+        assert same_state(trained(tmp_path / out), held)
     refused("trained with --method vlpet-large .*install the same",
             arguments(small, tmp_path / "d", *changed, "--init", str(done)))
     assert not (tmp_path / "d").exists()
@@ -474,7 +471,7 @@ def test_a_packed_folder_serves_without_pictures(small, done, tmp_path):
     packed, = (small / "world" / "features").iterdir()
     train.main(arguments(small, tmp_path / "out", "--features", str(packed), "--images", "nowhere",
                          *EXACT))
-    assert equal(trained(tmp_path / "out"), trained(done))
+    assert same_state(trained(tmp_path / "out"), trained(done))
 
 
 def test_a_run_on_cropped_pictures_is_asked_about_cropped_ones(small, tmp_path, capsys):
@@ -543,10 +540,10 @@ def test_the_best_epoch_is_tested(small, tmp_path, monkeypatch):
     held, last = trained(out), runs.read(out / "last" / "state.safetensors")
     metadata = runs.read(out / "adapter.safetensors").metadata
     assert metadata["epoch"] == "1" and metadata["mean"] == "3.0"
-    assert equal(held, dict(runs.read(out / runs.BEST)))
+    assert same_state(held, dict(runs.read(out / runs.BEST)))
     assert not any(torch.equal(held[n], last[f"weight/{n}"]) for n in held if ".tune." in n)
     train.main(arguments(small, tmp_path / "undisturbed", *again))
-    assert equal(held, trained(tmp_path / "undisturbed")) and not means
+    assert same_state(held, trained(tmp_path / "undisturbed")) and not means
 
 
 def test_steps_instead_of_epochs(small, tmp_path, capsys):

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import same_state
 from torch import nn
 
 from support import weights
@@ -58,16 +59,12 @@ def file(net):
     return out | {"head": state["out.weight"].T.contiguous()}
 
 
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
 def fails(net: nn.Module, file: dict, *words: str) -> None:
     """Loading must fail, say these words, and leave the net as it was."""
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with pytest.raises(BadInput) as error:
         weights.load(net, file, TABLE, where="there/model")
-    assert same(before, net.state_dict())
+    assert same_state(before, net.state_dict())
     for word in ("there/model: it cannot be loaded into this Net (", *words):
         assert word in str(error.value)
 
@@ -77,8 +74,8 @@ def fails(net: nn.Module, file: dict, *words: str) -> None:
 def test_load_fills_everything_and_published_is_the_inverse(net, file):
     other = Net()
     weights.load(other, file | {"other_tower.a.b": torch.zeros(3)}, TABLE)
-    assert same(net.state_dict(), other.state_dict())
-    assert same(weights.published(net, TABLE), file)
+    assert same_state(net.state_dict(), other.state_dict())
+    assert same_state(weights.published(net, TABLE), file)
     weights.load(Net(), weights.published(net, None))                # no table: names are ours
     for dtype in (torch.float16, torch.bfloat16, torch.float64):     # numbers are cast to ours
         file["head"] = file["head"].to(dtype)
@@ -151,10 +148,10 @@ def test_write_and_read(file, tmp_path):
     file |= {"half": torch.ones(3).bfloat16(), "flag": torch.tensor([True]), "none": torch.ones(0)}
     file |= {"again": file["head"], "row": file["head"][1], "t": file["head"].T}   # one memory
     weights.write(path, file, {"made": "by hand é\n"})
-    assert same(load_file(path), file)                              # safetensors' own reader
+    assert same_state(load_file(path), file)                              # safetensors' own reader
     assert [p.name for p in path.parent.iterdir()] == [path.name]   # nothing unfinished is left
     source = weights.read(path)
-    assert source.metadata == {"made": "by hand é\n"} and same(dict(source), file)
+    assert source.metadata == {"made": "by hand é\n"} and same_state(dict(source), file)
     assert source.shape("head") == (4, 6) and len(source) == len(file)
 
 
@@ -177,7 +174,7 @@ def test_shards(file, tmp_path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": home}))
     source = weights.read(tmp_path)
-    assert same(dict(source), file) and len(source.metadata) == 2
+    assert same_state(dict(source), file) and len(source.metadata) == 2
 
     for text in ("{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}'):
         index.write_text(text)
@@ -223,4 +220,4 @@ def test_pickles_are_refused_and_the_remedy_works(net, file, tmp_path, name):
     command = str(error.value).split("convert it once: python")[1]
     subprocess.run(sys.executable + command, shell=True, check=True, capture_output=True)
     name = name.replace("pytorch_", "").rpartition(".")[0]
-    assert same(dict(weights.read(tmp_path / f"{name}.safetensors")), file)
+    assert same_state(dict(weights.read(tmp_path / f"{name}.safetensors")), file)

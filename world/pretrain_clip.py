@@ -152,7 +152,7 @@ def contrast(a: Tensor, b: Tensor, ids: Tensor, scale: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def center(vit: ViT, stories: int = 400) -> None:
+def center(vit: ViT) -> None:
     """Moves the mean of the vectors of clips' frames to zero, by the bias of the last norm.
 
     All of CLIP's vectors point much the same way (the cone of arXiv 2203.02053). Where one vector
@@ -160,7 +160,7 @@ def center(vit: ViT, stories: int = 400) -> None:
     part, and some runs never find out that frames say anything.
     """
     rng, frames = Random("center"), []
-    for _ in range(stories):
+    for _ in range(400):
         frames += moving.render(moving.random_story(rng, False), rng)
     vectors = [vit(part)[1] for part in pixels(frames).split(250)]
     vit.norm_post.bias -= torch.linalg.solve(vit.project.weight, torch.cat(vectors).mean(0))
