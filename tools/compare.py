@@ -36,6 +36,7 @@ import methods
 import train
 from config import Config, task_list
 from support.gate import BadInput, program, read_json, reading, replace_file
+from support.published_lm import read_config
 from support.runs import ADAPTER
 from tools import report
 
@@ -398,14 +399,14 @@ def main(argv: list[str] | None = None) -> None:
     entries, always, usual, name = STUDIES[study]
     out = args.out or Path("out") / name
     with reading("--rows, --seeds and --jobs"):
-        if "--tasks" in flags:                              # published are the study's
-            entries = {name: replace(entry, paper="") for name, entry in entries.items()}
         if args.rows:                                       # an entry, or any row of methods.py
             known = dict.fromkeys(methods.methods(is_t5=False), Entry()) | entries
             entries = {name: known[name] for name in args.rows.split(",")}
         seeds = [int(seed) for seed in (args.seeds or usual).split(",")]
         assert len(set(seeds)) == len(seeds) and args.jobs > 0, "seeds once each, at least one job"
     jobs = plan(entries, seeds, out, [*shlex.split(always), *flags])
+    if "--tasks" in flags or read_config(jobs[0].config.lm).is_t5:     # published are the study's,
+        entries = {name: replace(entry, paper="") for name, entry in entries.items()}    # on BART
     for job in jobs:
         check_finished(job)
     prepare([job for job in jobs if not job.results()])
