@@ -10,6 +10,9 @@ size, a batch belongs to one task, only what the method's row opens is trained.
     python -m pytest tests/test_train.py
 """
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -407,7 +410,10 @@ def train_run(config: Config, again: bool = False) -> dict:
         train(run, examples, vals, stop, again)
         results = test(run, tests, split)
         runs.report(run, results, split, time.time() - started, save=True)
-        print(f"to look at it: python -m tools.report {run.folder}")
+    if ranks.FIRST:                                         # a page about it, by another program:
+        sys.stdout.flush()                                  # report knows train, not train report
+        code = {"PYTHONPATH": str(Path(__file__).parent)}
+        subprocess.run([sys.executable, "-m", "tools.report", run.folder], env=os.environ | code)
     return results
 
 

@@ -79,7 +79,7 @@ def done(small, tmp_path_factory):
 def test_a_run_leaves_its_folder(small, done):
     assert {p.name for p in done.iterdir()} == {
         "config.json", "log.jsonl", "adapter.safetensors", "last", "predictions", "submissions",
-        "results.json", "results.md", ".lock"}
+        "results.json", "results.md", "report.html", ".lock"}
     assert {p.name for p in (done / "submissions").iterdir()} == {
         "vqa.json", "gqa.json", "nlvr.csv", "caption.json"}
     lines = content(done / "log.jsonl")

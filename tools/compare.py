@@ -405,8 +405,9 @@ def main(argv: list[str] | None = None) -> None:
         seeds = [int(seed) for seed in (args.seeds or usual).split(",")]
         assert len(set(seeds)) == len(seeds) and args.jobs > 0, "seeds once each, at least one job"
     jobs = plan(entries, seeds, out, [*shlex.split(always), *flags])
-    if "--tasks" in flags or read_config(jobs[0].config.lm).is_t5:     # published are the study's,
-        entries = {name: replace(entry, paper="") for name, entry in entries.items()}    # on BART
+    # The published numbers are of the study's own tasks, on BART.
+    if "--tasks" in flags or read_config(jobs[0].config.lm).is_t5:
+        entries = {name: replace(entry, paper="") for name, entry in entries.items()}
     for job in jobs:
         check_finished(job)
     prepare([job for job in jobs if not job.results()])

@@ -458,7 +458,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--to", default="", help="the page; default: report.html in the run's "
                                                  "folder, or in the one that all runs share")
     args = parser.parse_args(argv)
-    print(write(args.run, args.to))
+    print("to look at it:", write(args.run, args.to))
 
 
 if __name__ == "__main__":
