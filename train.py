@@ -10,9 +10,6 @@ size, a batch belongs to one task, only what the method's row opens is trained.
     python -m pytest tests/test_train.py
 """
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -410,10 +407,7 @@ def train_run(config: Config, again: bool = False) -> dict:
         train(run, examples, vals, stop, again)
         results = test(run, tests, split)
         runs.report(run, results, split, time.time() - started, save=True)
-    if ranks.FIRST:                                         # a page about it, by another program:
-        sys.stdout.flush()                                  # report knows train, not train report
-        code = {"PYTHONPATH": str(Path(__file__).parent)}
-        subprocess.run([sys.executable, "-m", "tools.report", run.folder], env=os.environ | code)
+    runs.draw_page(run)
     return results
 
 

@@ -4,13 +4,15 @@
     log.jsonl               a line an interval: losses, learning rate, gradient norm; validation
     adapter.safetensors     what was trained, nothing else
     last/                   what an exact --resume needs (resume.py), the best epoch's weights
-    predictions/<task>.json, submissions/, results.json, results.md
+    predictions/<task>.json, submissions/, results.json, results.md, report.html
 
     python -m pytest tests/test_train.py
 """
 import hashlib
 import json
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -278,3 +280,11 @@ def report(run: Run, results: dict, split: str, seconds: float, save: bool = Fal
             "trainable": trainable, "total": total, "seconds": round(seconds, 1),
             "memory": peak_memory(run.device), "split": split})
         replace_file(run.folder / "results.md", "\n".join(lines))
+
+
+def draw_page(run: Run) -> None:
+    """report.html, by a program of its own: tools/report.py knows train.py, not the reverse."""
+    if ranks.FIRST:
+        sys.stdout.flush()                                  # what was printed stands above its line
+        code = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+        subprocess.run([sys.executable, "-m", "tools.report", run.folder], env=os.environ | code)
