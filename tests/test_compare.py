@@ -6,6 +6,7 @@ from statistics import mean
 
 import kills
 import pytest
+from house import ROOT
 
 import methods
 import train
@@ -134,3 +135,23 @@ def test_a_failed_run_is_named(flags, tmp_path):
 def test_nothing_finished(tmp_path):
     with pytest.raises(BadInput, match="no run is finished"):
         compare.write("", compare.PICTURES, [], tmp_path / "t")
+
+
+@pytest.mark.parametrize("flags,shown", [
+    ([], True), (["--lm", "weights/tiny-t5"], False), (["--tasks", "vqa"], False)])
+def test_published_numbers_stand_beside_what_they_are_of(flags, shown, tmp_path, monkeypatch):
+    """Of the papers' four tasks, on BART."""
+    class Asked(Exception):
+        """With the entries that the table would be written of."""
+
+    def write(command, entries, jobs, to):
+        raise Asked(entries)
+
+    monkeypatch.chdir(ROOT)
+    for name, instead in ("prepare", lambda jobs: None), ("run_all", lambda *_: None):
+        monkeypatch.setattr(compare, name, instead)
+    monkeypatch.setattr(compare, "write", write)
+    with pytest.raises(Asked) as asked:
+        compare.main(["--rows", "adapter", "--out", str(tmp_path), *flags])
+    (entries,) = asked.value.args
+    assert (entries["adapter"].paper != "") == shown
