@@ -52,6 +52,10 @@ MARKS = ("first", "second")                                 # nlvr: which of the
 SHORT = ("vqa",) * 6 + ("gqa",) * 7 + ("nlvr",) * 5         # answers of a word or two
 LONG = ("caption", "list")                                  # "list": name all that is there
 CLIP_TASKS = ("tvqa",) * 3 + ("how2qa",) * 2 + ("tvc", "yc2c")
+# To point at a choice is learnt in steps: at one that the text names, at one that a bag names, at
+# the only one to be seen (an easy clip), at the right one.
+STAGES = (        # until this share of the steps: share of "choice", what names it, share of easy
+    (1 / 4, 0.8, "plain", 0.8), (1 / 2, 0.4, "bags", 0.8), (1, 0.1, "bags", 0.2))
 MOMENTS = ("begins", "goes on", "ends")                     # of a clip's shot, frame by frame
 SIZE_WORDS = {moving.NEAR: "large", moving.HALFWAY: "", moving.FAR: "small"}
 
@@ -140,12 +144,11 @@ class Clips:
 
     def texts(self) -> list[str]:
         """All that its tasks say."""
-        questions, answers = [], [" ".join(MOMENTS)] * 1000
+        texts = [" ".join(MOMENTS)] * 1000
         for task in moving.TASKS:
             for ex in self.examples[task, "train"][:4000]:
-                questions.append(f"{ex.context} {ex.text} {data.TASKS[task].prefix}")
-                answers += ex.targets
-        return questions + answers
+                texts += [f"{ex.context} {ex.text} {data.TASKS[task].prefix}", *ex.targets]
+        return texts
 
 
 def offered(text: str, choice: str) -> str:
@@ -215,16 +218,24 @@ class Reader:
                     bags.append(self.phrase(f"{order} {moment} {size} {color} {kind}"))
         return data.text_ids(ex, self.tokenizer), bags, self.ids(answer)
 
+    def choice(self, rng: Random, task: str, how: str) -> tuple[list, list | None, list]:
+        """Points at the choice that a bag or the text names: "tom star a0: cross. a1: star. tvqa:".
+        (Some words before it: were it always the first, its place would be all that is learnt.)"""
+        ex = pick(rng, self.clips.examples[task, "train"])
+        (answer,) = ex.targets
+        named, words = offered(ex.text, answer), ex.context.split()
+        if how == "bags":
+            return data.text_ids(ex, self.tokenizer), [self.phrase(named)], self.ids(answer)
+        before = " ".join(words[:int(rng.random() * (len(words) + 1))])
+        text = f"{before} {named} {ex.text[ex.text.index('a0:'):]} {task}:"
+        return self.ids(text), None, self.ids(answer)
+
     def item(self, rng: Random, task: str, how: str, most: int) -> tuple[list, list | None, list]:
         """how: "plain" (all is text), "bags", "dense", or a split of the clips; most: objects."""
         if task in moving.TASKS:
             return self.clip(rng, task, how)
-        if task == "choice":                                # "star a0: cross. a1: star. tvqa:"
-            task = pick(rng, ("tvqa", "how2qa"))
-            ex = pick(rng, self.clips.examples[task, "train"])
-            (answer,) = ex.targets
-            text = f"{offered(ex.text, answer)} {ex.text[ex.text.index('a0:'):]} {task}:"
-            return self.ids(text), None, self.ids(answer)
+        if task == "choice":
+            return self.choice(rng, pick(rng, ("tvqa", "how2qa")), how)
         if task == "list":
             shown = scenes.example("caption", rng, True, most).scenes
             text, answer = "list: ", ", ".join(describe(shown[0]))
@@ -277,7 +288,7 @@ def read_well(model: t5.EncoderDecoder, reader: Reader, count: int) -> dict[str,
     rng, found = Random(123456), {}
     asked = [*product(("plain", "bags", "dense"), ("vqa", "gqa", "nlvr", "list"))]
     if reader.clips:
-        asked += [("plain", "choice"), *product(("val",), moving.TASKS)]
+        asked += [("bags", "choice"), *product(("val",), moving.TASKS)]
     for how, task in asked:
         ids, bags, labels = reader.batch(rng, (task,), how, count)
         right = answer_logits(model, ids, bags, labels).argmax(-1) == labels
@@ -332,9 +343,9 @@ def draw_batch(reader: Reader, rng: Random, done: float, pairs: float):
         tasks, how = ("nlvr",), "bags"
     if reader.clips and rng.random() < 0.7:
         tasks, how = CLIP_TASKS, "train"
-        reader.easy, choices = (0.8, 0.3) if done <= 1 / 3 else (0.2, 0.15)
+        _, choices, named, reader.easy = next(stage for stage in STAGES if done < stage[0])
         if rng.random() < choices:
-            tasks, how = ("choice",), "plain"
+            tasks, how = ("choice",), named
     return reader.batch(rng, tasks, how, BATCH // 2 if how == "dense" else BATCH, most)
 
 
