@@ -77,7 +77,7 @@ def test_clip_sees_as_its_card_says():
 @pytest.mark.parametrize("name, want", {"bart": 41.0565, "t5": 15.7161, "video": 23.8893,
                                         "clip": 2.74439}.items())
 def test_the_commands_work(name, want, tmp_path, monkeypatch):
-    """A few steps. The losses are those that these commands have always had."""
+    """A few steps. The losses are those of the commands that made the shipped files."""
     module, step = (pretrain_clip, "contrast") if name == "clip" else (pretrain_lm, "token_loss")
     losses, loss_of = [], getattr(module, step)
     monkeypatch.setattr(module, step, lambda *args: losses.append(loss_of(*args)) or losses[-1])
