@@ -103,7 +103,7 @@ class Dense(nn.Linear):
 
 
 class Kronecker(nn.Module):
-    """y = x M + b,  M = sum_i R_i (x) W_i   (Compacter, Mahabadi et al. 2021, arXiv 2106.04647)
+    """y = x M + b,  M = sum_i kron(R_i, W_i)   (Compacter, Mahabadi et al. 2021, arXiv 2106.04647)
 
     R is n x n x n, W n x (d_in / n) x (d_out / n): 1 / n of a Dense's parameters, plus n^3.
     The original has W_i = L_i U_i of rank 1, and one R for the whole model: the context brings it.

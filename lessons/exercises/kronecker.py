@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def project(x: Tensor, R: Tensor, W: Tensor) -> Tensor:
-    """y = x M with M = sum_i R_i (x) W_i, and M is never made: no torch.kron, no tensor as large.
+    """y = x M with M = sum_i kron(R_i, W_i), and M is never made: no tensor is as large.
 
     x (T, n * p), R (n, n, n), W (n, p, q) -> y (T, n * q). Cut each token into n pieces of p
     numbers: what does W_i do to a piece, and what does R_i do to the pieces?
