@@ -413,5 +413,7 @@ def check_pictures(config, examples: dict[str, list], features: dict[str, Featur
     for task, found in examples.items():
         names = chain.from_iterable(example.images for example in found)
         lost = set(map(nfc, names)) - set(features[task].ids)
-        with reading(config.features or config.data):
-            assert not lost, f"{len(lost)} that {task} shows are missing: add {min(lost)!r} first"
+        kind, folder = (CLIPS, config.clips) if TASKS[task].clips else (PICTURES, config.images)
+        with reading(folder if config.features in ("", "none") else config.features):
+            assert not lost, (f"{len(lost)} of the {kind} that {task} shows are missing, first "
+                              f"{min(lost)!r} (named like its file, without the ending)")

@@ -68,6 +68,7 @@ NEUTRAL = {                       # settings that are not followed: refused, unl
 def read_fields(path: Path) -> dict:
     """The fields of one file; null says no more than a missing one, but for the forced end."""
     with reading(path):
+        assert path.exists(), "it is not there: --lm is a folder, as tools.fetch leaves it"
         fields = {name: value for name, value in read_json(path).items()
                   if value is not None or name == "forced_eos_token_id"}
         for name, neutral in NEUTRAL.items():

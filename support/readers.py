@@ -79,7 +79,8 @@ def find_files(layouts: Iterable[Layout], split: str, folder: Path) -> tuple[Lay
     assert layouts, "there is no such split: the answers of its test are published"
     ways = [f"{' and '.join(lost(one, split) or lost(one, *together))} ({one.name})"
             for one in layouts]
-    assert not lost(layouts[0], split), f"{folder} lacks {', or '.join(ways)}."
+    assert not lost(layouts[0], split), \
+        f"{folder} lacks {', or '.join(ways)}. --tasks says which tasks are shown."
     return layouts[0], paths(layouts[0], split)
 
 
@@ -220,8 +221,8 @@ def read_vqa(split: str, paths: list[Path]) -> Iterator[dict]:
     if path.exists():
         people = dict(read_people(path, split, "question_id", ids))
     if len(people) < len(ids):
-        print(f"vqa {split}: {len(ids) - len(people)} of {len(ids)} questions have no raw answers "
-              f"in {path}: scored by the soft scores of their 'label'")
+        print(f"vqa {split}: {len(ids) - len(people)} of {len(ids)} questions are scored by their "
+              f"'label', for want of raw answers (VQAv2's {path.name})")
     return (example | {"references": people.get(example["id"])} for example in examples)
 
 

@@ -124,8 +124,7 @@ class Log:
     @property
     def scores(self) -> dict[int, float]:
         """Step -> mean of the validation scores."""
-        return {line["step"]: line["mean"] for line in self.lines
-                if line.get("mean") is not None}
+        return {line["step"]: line["mean"] for line in self.lines if line.get("mean") is not None}
 
     def add(self, task: str, loss: Tensor) -> None:
         self.losses[task].append(loss)                     # a tensor, as last/ keeps it

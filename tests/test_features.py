@@ -572,7 +572,7 @@ def test_every_picture_must_be_there(config):
                 for task, names in {"vqa": ["a", "bg"], "tvqa": [["long"]]}.items()}
     features.check_pictures(config, examples, found)
     examples["tvqa"] += [SimpleNamespace(images=["zebra", "yak"])]
-    with refuses("2 that tvqa shows are missing: add 'yak' first"):
+    with refuses("2 of the clips that tvqa shows are missing, first 'yak'"):
         features.check_pictures(config, examples, found)
 
 

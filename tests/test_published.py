@@ -116,7 +116,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(BadInput, match="generation_config.json: "):
         load_lm(tmp_path)
     os.remove(tmp_path / "config.json")
-    with pytest.raises(FileNotFoundError, match="config.json"):
+    with pytest.raises(BadInput, match="config.json: it is not there: --lm is a folder"):
         load_lm(tmp_path)
 
 

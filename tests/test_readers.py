@@ -213,13 +213,13 @@ def test_vqa_is_tested_with_what_people_answered(tmp_path, split, capsys):
     reader, files = SAMPLES["vqa"]
     (path,) = write(tmp_path, files)
     assert [found["references"] for found in read(reader, split, [path])] == [None, None]
-    assert "2 of 2 questions have no raw answers in" in capsys.readouterr().out
+    assert "2 of 2 questions are scored by their 'label'" in capsys.readouterr().out
     people = [{"question_id": 99, "answers": 5}, {"question_id": 3, "answers": answers(*"abcd")}]
     write(tmp_path, {"v2_mscoco_val2014_annotations.json": {"annotations": people}})
     first, second = read(reader, split, [path])
     assert (first["references"], second["references"]) == (["a", "b", "c", "d"], None)
     assert first["targets"] == {"dog": 1.0, "cat": 0.3}
-    assert "1 of 2 questions have no raw answers in" in capsys.readouterr().out
+    assert "1 of 2 questions are scored by their 'label'" in capsys.readouterr().out
 
 
 def test_karpathys_split_chooses_among_vqas_own_questions(tmp_path):

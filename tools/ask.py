@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     config, question, right = runs.read_config(args.run, device=""), args.question, ""
     with reading(args.run):
         known, needed = task_list(config), 2 if args.task == "nlvr" else 1
-        assert args.task in known, f"it was trained on {', '.join(known)}, not on {args.task}"
+        assert args.task in known, f"it knows --task {', '.join(known)}, not {args.task}"
         assert len(args.image) in (0, needed), f"{args.task} needs --image {needed} x"
         assert args.image or args.task in scenes.TASKS, f"{args.task} needs a picture: give --image"
         if args.image or question:

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=0, help="examples of a training step: its "
                                                              "memory, too")
     parser.add_argument("--method", default="", help="this row alone")
-    parser.add_argument("--set", default="", dest="changes", help="changes, as in train.py --help")
+    parser.add_argument("--set", default="", dest="changes", help="of --method, as in train.py")
     args = parser.parse_args(argv)
     is_t5 = t5.PRESETS[args.lm].is_t5
     names = [args.method] if args.method else methods.methods(is_t5)
@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
         print("MiB in fp32: weights, gradients and AdamW's two moments of what is trained, what a "
               f"step of {args.batch} keeps, the adapter file")
         head += f" {'weights':>9} {'training':>9} {'kept':>9} {'file':>9}"
-    print(f"{head}  h'")
+    print(f"{head}  h'" + (" before --set" if args.changes else ""))
     for name, trainable, total in counts:
         line = f"{name:20} {trainable:12,} {total:12,} {100 * trainable / total:8.4f}"
         if args.batch:

@@ -262,8 +262,7 @@ def main(argv: list[str] | None = None) -> None:
         assert not (config.pretrained or config.train_clip or config.control == "random-lm"), \
             "it is more than an adapter of a published language model"
     held = weights.read(path)
-    model = build(config.lm, runs.widths(held), config.method, config.set,
-                  tuple(task_list(config)))
+    model = build(config.lm, runs.widths(held), config.method, config.set, tuple(task_list(config)))
     weights.load(model.trained(), held, where=path)
     with reading("--task"):
         known = model.tasks if model.per_task else ("",)
