@@ -332,7 +332,7 @@ def markdown(command: str, where: str, lines: dict[str, dict], found: list[dict]
     if found:
         text += ["", "A and B in % of full fine-tuning's scores; the spread is that of A - B from "
                  "seed to seed.", "", "| finding of the papers | A | B | A - B | at least | here "
-                 "| published A : B |", "|---|---|---|---|---|---|---|"]
+                 "| published A : B, pictures |", "|---|---|---|---|---|---|---|"]
     for each in found:
         text.append(f"| {each['finding']} | {each['A']} | {each['B']} | {each['gain']:+.1f} ± "
                     f"{each['spread']:.1f} | {each['margin']:+} | {each['verdict']} "
