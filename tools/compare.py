@@ -108,7 +108,7 @@ STUDIES = {                     # entries, flags of every run, seeds, folder of 
     "pictures": (PICTURES, "", "42,43,44", "compare"),
     "changes": (CHANGES, "", "42,43,44", "compare"),
     "clips": (CLIPS, "--tasks tvqa,how2qa,tvc,yc2c", "42,43,44", "compare-clips"),
-    "quick": ({name: PICTURES[name] for name in TASTE}, "--steps 300", "42,43", "compare-quick"),
+    "quick": ({name: PICTURES[name] for name in TASTE}, "--steps 200", "42,43", "compare-quick"),
 }
 
 # A finding of the papers: entry A scores at least `margin` more than entry B, as a share of full
