@@ -79,8 +79,7 @@ def find_files(layouts: Iterable[Layout], split: str, folder: Path) -> tuple[Lay
     assert layouts, "there is no such split: the answers of its test are published"
     ways = [f"{' and '.join(lost(one, split) or lost(one, *together))} ({one.name})"
             for one in layouts]
-    assert not lost(layouts[0], split), \
-        f"{folder} lacks {', or '.join(ways)}. --tasks says which tasks are shown."
+    assert not lost(layouts[0], split), f"{folder} lacks {', or '.join(ways)}, or see --tasks."
     return layouts[0], paths(layouts[0], split)
 
 
