@@ -8,6 +8,7 @@ have: any nn.Module made of (add, site) with forward(h, x, ctx)).
     python -m pytest tests/test_methods.py
 """
 import inspect
+from contextlib import suppress
 from dataclasses import replace
 from itertools import product
 
@@ -201,7 +202,8 @@ def parse(name: str, text: str) -> object:
         assert text in ("yes", "no"), f"{name} is {text!r}; it must be yes or no"
         return text == "yes"
     if isinstance(want, Number):
-        return int(text) if want.whole else float(text)
+        with suppress(ValueError):                  # what is no number, check_row tells
+            return int(text) if want.whole else float(text)
     return text
 
 

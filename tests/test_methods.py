@@ -701,7 +701,8 @@ ERRORS = [
     ("adapter", "decoder.ffn.q.r=3", "no module with a r is there"),
     ("adapter", "length=3", "no module with a length"), ("frozen", "r=3", "the row's sites are -"),
     # Values out of their range.
-    ("adapter", "r=big", "r=big: .*'big'"), ("adapter", "r=none", "r=none: .*'none'"),
+    ("adapter", "r=big", "r=big: 'r' should be a whole number from 0, not 'big'"),
+    ("adapter", "r=1.5", "'r' should be .*, not '1.5'"), ("adapter", "r=none", "not 'none'"),
     ("adapter", "zero=1", "zero is '1'"), ("adapter", "r=-1", "'r' should be .*, not -1"),
     ("vlpet-small", "gate=huge", "'gate' should be"), ("vlpet-small", "s=nan", "'s' should be"),
     ("adapter", "dropout=1", "'dropout' should be"), ("compacter", "n=0", "'n' should be"),

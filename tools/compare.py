@@ -273,8 +273,7 @@ def line_of(name: str, jobs: list[Job]) -> dict | None:
             "average": [mean(seed) for seed in zip(*scores.values())],
             "trainable": 100 * last["trainable"] / last["total"],
             "steps": json.loads(log[-1])["step"] if log else 0, "minutes": mean(minutes),
-            "memory": max(memory),
-            "file": (run.folder / ADAPTER).stat().st_size / 2**20}
+            "memory": max(memory), "file": (run.folder / ADAPTER).stat().st_size / 2**20}
 
 
 def normalise(lines: dict[str, dict]) -> None:
