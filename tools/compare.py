@@ -80,7 +80,7 @@ PICTURES = {
     "vlpet-large (random CLIP)": Entry("--control random-clip"),
     "vlpet-large (random LM)": Entry("--control random-lm"),
 }
-# One thing changed: what several of the papers' findings are about.
+# One thing changed: what several of the papers' findings are about (its VL-PET rows on clips, too).
 CHANGES = {name: PICTURES[name] for name in ("full", "adapter", "vlpet-large")} | {
     "adapter (norms frozen)": Entry("--method adapter --set open=none"),
     "adapter (no task names)": Entry("--method adapter --task-names no"),
@@ -100,6 +100,7 @@ CLIPS = {
     "adapter": Entry(paper="3.39 | 76.6 73.9 46.3 152.9 | 87.4"),
     "vlpet-large": Entry(paper="- | - | 88.63"),
     "frozen": Entry(),
+    **{name: entry for name, entry in CHANGES.items() if name.startswith("vlpet-large (")},
     "vlpet-large (no subtitles)": Entry("--control no-subtitles"),
     "vlpet-large (no frames)": Entry("--control no-frames"),
 }
@@ -124,8 +125,7 @@ FINDINGS = (
     ("VL-PET is above VL-Adapter", "vlpet-large", "adapter", 0, "79.18 : 76.93"),
     ("a large G is above a small one", "vlpet-large", "vlpet-small", 0, "79.18 : 78.14"),
     ("G helps", "vlpet-large", "vlpet-large (no G)", 0, ""),
-    ("G helps more than its numbers in the adapter", "vlpet-large", "vlpet-large (no G, wider)", 0,
-     ""),
+    ("G helps more than a wider adapter", "vlpet-large", "vlpet-large (no G, wider)", 0, ""),
     ("norms matter", "norms", "frozen", 0, "62.9 : 47.1"),
     ("norms matter beside adapters, too", "adapter", "adapter (norms frozen)", 0, ""),
     ("the decoder's value module is enough", "vlpet-large", "vlpet-large (decoder adapters)",
