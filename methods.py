@@ -55,14 +55,14 @@ def parts(is_t5: bool) -> dict[str, Add | Prompt]:
 def methods(is_t5: bool) -> dict[str, Method]:
     """Every row by name.
 
-    Deliberate: on T5 the papers leave all norms frozen but VL-PET's, and T5 has no biases, so that
-    there is no row bitfit.
+    Deliberate: on T5 the papers open no norms, but for VL-PET's rows (the encoder's); and T5 has
+    no biases, so that there is no row bitfit.
     """
     part = parts(is_t5)
     norms, biases = (), ()
     if not is_t5:
         norms, biases = ("norms",), ("biases",)
-    narrow = replace(part["adapter"], reduction=8)         # on T5, too: the rows with one a task
+    narrow = replace(part["adapter"], reduction=8)         # per-task rows: by 8 on T5, too
 
     def attentions(linears: str, add: Add) -> dict[str, Add]:
         """The part behind these Linears of every attention."""
@@ -119,22 +119,23 @@ def methods(is_t5: bool) -> dict[str, Method]:
 # ------------------------------------------------------------------- a row with changes (--set)
 
 # What a field may be; "?": also none.
-COUNT, SOME = Number(0, whole=True), Number(1, whole=True)
+FROM0, FROM1 = Number(0, whole=True), Number(1, whole=True)
 FIELDS = {
     "reads": {"h", "x"}, "matrix": {"dense", "kronecker", "generated", "none"},
-    "r": COUNT, "reduction": SOME, "n": SOME, "rank": COUNT, "shared_R": bool, "p": SOME,
+    "r": FROM0, "reduction": FROM1, "n": FROM1, "rank": FROM0, "shared_R": bool, "p": FROM1,
     "linear": bool, "dropout": Number(0, 0.999), "scale": Number(), "alpha?": Number(),
-    "gate?": {*GATES}, "g": COUNT, "s": Number(), "mean": {"real", "all"}, "std?": Number(0),
+    "gate?": {*GATES}, "g": FROM0, "s": Number(), "mean": {"real", "all"}, "std?": Number(0),
     "std_tokens": Number(0), "zero": bool, "per_task?": {"all", "down", "up"},
-    "length": SOME, "mid": SOME,                                               # a prompt's
+    "length": FROM1, "mid": FROM1,                                             # a prompt's
 }
 WANTS = {name.rstrip("?"): want for name, want in FIELDS.items()}
 
-# What a field needs beside it in order to mean anything: a change without effect is refused.
+# What a field needs beside it in order to mean anything: most changes without effect are refused.
 NEEDS = {"p": ("matrix", {"generated"}), "g": ("gate", {"large"}), "mean": ("gate", {"small"}),
          "reduction": ("r", {0})}
 NEEDS |= dict.fromkeys(("n", "rank", "shared_R"), ("matrix", {"kronecker"}))
-NEEDS |= dict.fromkeys(("r", "scale", "alpha", "dropout"), ("matrix", FIELDS["matrix"] - {"none"}))
+NEEDS |= dict.fromkeys(("reads", "r", "linear", "scale", "alpha", "dropout"),
+                       ("matrix", FIELDS["matrix"] - {"none"}))
 
 
 def row(name: str, is_t5: bool, changes: str = "") -> Method:
@@ -233,7 +234,6 @@ def check_row(method: Method) -> None:
 
 def grammar() -> str:
     """For --help: what `row` takes, and the words it knows."""
-    return "\n".join([
-        f"--set: {inspect.getdoc(row)}", "", f"fields: {', '.join(WANTS)}",
-        f"parts: {', '.join(parts(False))}", f"sites: {', '.join(SUBLAYERS)}; behind an attention "
-        ".q .k .v .o, behind a feed-forward .wi .wg .hidden .wo; encoder.prompt"])
+    places = f"{', '.join(SUBLAYERS)}; of an attention .q .k .v .o, of a feed-forward .wi .wg"
+    return (f"--set: {inspect.getdoc(row)}\n\nfields: {', '.join(WANTS)}\n"
+            f"parts: {', '.join(parts(False))}\nsites: {places} .hidden .wo; encoder.prompt")

@@ -11,8 +11,8 @@ methods.py. This is the only file that knows both backbones and adapters.
     python -m tools.count --lm bart-base --features 2048     # the table of what every row trains
     python -m pytest tests/test_model.py
 
-Axes: B batch, K beams, L text tokens, N visual tokens, S = L + N, T target tokens, D width,
-F feature width, V vocabulary.
+Axes: B batch, K beams, L text tokens, N visual tokens, S = L + N (plus a prompt's), T target
+tokens, D width, F feature width, V vocabulary.
 """
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -38,7 +38,7 @@ LOGITS = 2**26                                       # at once in the training l
 def vocabulary(c: t5.Config) -> int:
     """Words with the 200 added ones, <extra_id_99..0> and <vis_extra_id_99..0>: 50265 -> 50465
     on BART. T5 has the first hundred already and published tables 28 spare rows: 32128 -> 32200.
-    With tables of a grid nothing is added: cells need no names."""
+    CLIP-ViL (c.grid) adds nothing: its cells have position tables instead of names."""
     if c.grid[0]:
         return c.vocab
     return 32200 if c.is_t5 and c.vocab == 32128 else c.vocab + 200
@@ -98,7 +98,7 @@ def biases(of: nn.Module) -> list[nn.Parameter]:
 
 
 def clip_grid(model: "VLModel") -> list[nn.Parameter]:
-    """CLIP's parameters that the grid depends on: not what only its one vector passes through."""
+    """CLIP's parameters that the grid depends on, without those of its pooled vector alone."""
     only = model.clip.pooled_only
     return [p for name, p in model.clip.named_parameters() if not name.startswith(only)]
 
@@ -125,6 +125,8 @@ class VLModel(nn.Module):
     def __init__(self, lm: t5.EncoderDecoder, width: int | Iterable[int],
                  clip: nn.Module | None = None, answers: dict[str, AnswerHead] | None = None):
         super().__init__()
+        assert all(getattr(module, "tune", None) is None for module in lm.modules()), \
+            "the language model holds a method: call remove() of its VLModel, or load it anew"
         self.lm, self.clip = lm, clip
         widths = [width] if isinstance(width, int) else width
         first, *more = dict.fromkeys(widths)                               # each once, in order
@@ -153,7 +155,7 @@ class VLModel(nn.Module):
             return                                   # answers are chosen: a row's encoder half
         if len(path) > 1:
             path.insert(1, "f")                      # a Linear lies in the sub-layer's function f
-        blocks = [None]                              # a wrong name: the complaint below
+        blocks = [None]                              # a wrong stack: the assert below names it
         if stack in ("encoder", "decoder"):
             blocks = self.lm.get_submodule(stack).blocks
         for i, block in enumerate(blocks):
@@ -277,11 +279,10 @@ class VLModel(nn.Module):
         return Context(rows=rows, generated=generated, shared_R=self.shared_R)
 
     def look(self, batch) -> Tensor:
-        """The features (B, N, F) of a batch whose `feats` are its pictures' pixels (P, 3, H, W),
-        example by example."""
-        trains = torch.is_grad_enabled() and "clip" in self.method.open
+        """Features (B, N, F) of a batch whose `feats` are pixels (pictures, 3, height, width)."""
+        trains = torch.is_grad_enabled() and self.method is not None and "clip" in self.method.open
         with torch.set_grad_enabled(trains):
-            tokens = self.clip.encode(batch.feats)                          # P, 36, F
+            tokens = self.clip.encode(batch.feats)                          # pictures, 36, F
         if batch.seen is None:
             return tokens.reshape(*batch.order_ids.shape, -1)               # B, N, F
         feats = tokens.new_zeros(*batch.order_ids.shape, tokens.size(-1))   # B, N, F

@@ -5,7 +5,7 @@ One encoder-decoder in three dialects: T5 (Raffel et al. 2020, arXiv 1910.10683)
 alone. What differs between them, each a field of `Config`:
 
                       BART, BERT                        T5
-    norm              LayerNorm, after the residual     RMSNorm, before the sub-layer, 1 at the end
+    norm              LayerNorm, after the residual     RMSNorm, before a sub-layer, and at the end
     positions         learned, added to the words       relative, a bias on the attention scores
     embedding         LayerNorm over word + position    nothing
     attention scale   1 / sqrt(d_kv)                    1 (folded into the weights)
@@ -189,7 +189,7 @@ class Attention(nn.Module):
             mask = mask.to(q.dtype)                      # autocast makes q bf16, the bias is fp32
         dropout = self.dropout if self.training else 0.0
         h = F.scaled_dot_product_attention(self.split(q), k, v, mask, dropout, causal,
-                                           scale=self.scale)                # B, H, T, d_kv
+                                           scale=self.scale)                # B, H, beams * T, d_kv
         h = h.transpose(1, 2).reshape(x.size(0), x.size(1), -1)             # B, T, E
         return self.o(h, ctx), (k, v)
 
@@ -240,7 +240,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 class Embedding(nn.Embedding):
-    """A table that draws no numbers on the meta device: that imports a compiler, 1 s."""
+    """nn.Embedding, but nothing is drawn on the meta device: that would import a compiler, 1 s."""
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
@@ -380,6 +380,7 @@ class Grid(nn.Module):
         """Boxes (B, N, 4) of the cells, x1, x2, y1, y2 in 0..1, row by row -> (B, N, F)."""
         x1, x2, y1, y2 = boxes.unbind(-1)                                   # B, N each
         row, column = y1 / (y2 - y1), x1 / (x2 - x1)     # cells are of one width and height
+        row, column = row.nan_to_num(), column.nan_to_num()         # padding has no box: 0 / 0
         return self.rows(row.round().long()) + self.columns(column.round().long())
 
 
@@ -455,8 +456,8 @@ class EncoderDecoder(nn.Module):
     def decode(self, ids: Tensor, mask: Tensor, cache: list[list], ctx=None) -> Tensor:
         """Decoder ids (B, T), the encoder's mask (B, S), a cache -> hidden states (B, T, D).
 
-        A fresh cache: all tokens at once (training). A filled one: ids (B, 1) are the next token.
-        The cache is brought up to date in place.
+        A fresh cache: all tokens at once (training). A filled one: ids (B, 1), or (B * K, 1) of K
+        beams, are the next token. The cache is brought up to date in place.
         """
         decoder, T = self.decoder, ids.size(1)
         past = cache[0][0]

@@ -251,6 +251,15 @@ def test_a_prompt_stands_before_the_state():
     torch.testing.assert_close(model(asked), head(memory[:, 5]))
 
 
+def test_padding_has_no_cell():
+    """A mixed batch fills the place of a second picture with boxes of nothing."""
+    grid = t5.Grid(2, 4)
+    boxes = torch.cat([data.grid_boxes(2, 2)[-1:], torch.zeros(1, 4)])[None]
+    last, padding = grid(boxes)[0]
+    torch.testing.assert_close(last, grid.rows.weight[1] + grid.columns.weight[1])
+    assert padding.isfinite().all()
+
+
 def test_padded_pictures():
     """Size, place and grid of CLIP-ViL's pictures: white where the picture is, black around."""
     cases = json.loads((FOLDER / "clipvil_sizes.json").read_text())["cases"]

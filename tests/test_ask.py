@@ -93,6 +93,7 @@ def test_errors_are_one_sentence(tmp_path, photo):
                         (["--task", "caption", "what?"], "needs no question"),
                         (["--clip", "weights/nowhere"], "nowhere"),
                         (["--clip", str(tmp_path / "clip")], "clip of pictures was"),
+                        (["what \udcff?"], "the question: 'utf-8' codec can't encode"),
                         (["--run", "nowhere"], "nowhere/config.json: No such file")):
         with pytest.raises(SystemExit, match=named) as error:
             ask.main(argv)

@@ -107,7 +107,7 @@ def test_lessons_are_explained(name):
 def test_the_house_stays_small():
     own = "the project's own budget: raise it here for what you add yourself"
     assert total(LESSON)["lines"] <= 3650, own
-    assert total(FILES)["lines"] <= 10560, own
+    assert total(FILES)["lines"] <= 10565, own
 
 
 def test_one_file_opens_weights():

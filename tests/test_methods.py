@@ -715,6 +715,7 @@ ERRORS = [
     ("prompt", "per_task=down", "per_task of a prompt is 'down'"),
     ("ia3", "scale=2", "would change nothing: scale needs matrix=dense or generated or kronecker"),
     ("adapter", "n=4", "would change nothing: n needs matrix=kronecker"),
+    ("ia3", "reads=x", "reads needs matrix="), ("ia3", "linear=yes", "linear needs matrix="),
     ("adapter", "rank=4", "rank needs matrix=kronecker"), ("adapter", "g=4", "g needs gate=large"),
     ("lora", "reduction=4", "reduction needs r=0"),
     ("hyperformer", "encoder.ffn.p=4", "one hypernetwork writes for all of the encoder"),

@@ -61,6 +61,22 @@ def test_remove_restores_what_was_assigned(kind, row):
     assert tiny.same_state(m.lm.state_dict(), before)
 
 
+def test_a_language_model_holds_one_method():
+    """A second model of the same parts, as when a notebook's cell is run again, is refused."""
+    m = tiny.model("bart", methods.row("adapter", False))
+    with pytest.raises(AssertionError, match="holds a method: call remove"):
+        model.VLModel(m.lm, tiny.WIDTH)
+    m.remove()
+    model.VLModel(m.lm, tiny.WIDTH)
+
+
+def test_clip_looks_on_without_a_method():
+    m, b = tiny.model("bart"), tiny.batch("bart", tokens=36)
+    m.clip = SimpleNamespace(encode=lambda pixels: pixels.new_ones(len(pixels), 36, tiny.WIDTH))
+    b.feats = torch.zeros(3, 3, 8, 8)                           # a picture an example
+    assert m.loss(b).isfinite()
+
+
 # ------------------------------------------------------------------------------------ losses
 
 def test_losses():

@@ -138,7 +138,8 @@ def test_fingerprint_sees_numbers_and_names(net):
     renamed = weights.fingerprint(net)
     with torch.no_grad():
         net.out.weight[0, 0] += 1e-6
-    assert len({before, renamed, weights.fingerprint(net)}) == 3
+    changed = weights.fingerprint(net)
+    assert len({before, renamed, changed, weights.fingerprint(net.bfloat16())}) == 4
 
 
 # ---------------------------------------------------------------------------------- files

@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the built-in scene")
     parser.add_argument("--report", action="store_true", help="also write a page, with the gates")
     args = parser.parse_args(argv)
+    with reading("the question"):
+        args.question.encode()                              # bytes of a terminal may be no text
     config, question, right = runs.read_config(args.run, device=""), args.question, ""
     with reading(args.run):
         known, needed = task_list(config), 2 if args.task == "nlvr" else 1

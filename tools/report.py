@@ -37,8 +37,7 @@ from config import Config, task_list
 from data import TASKS, Example
 from support import readers, runs, submit
 from support.gate import BadInput, program, read_json, read_text, reading, replace_file
-from support.page import (bar, cards, chart, chips, heat, inline, matrix, page, scale,
-                          strip, table)
+from support.page import bar, cards, chart, chips, heat, inline, matrix, page, scale, strip, table
 from support.pictures import FRAMES, list_clips, list_files, nfc, read_frames
 from support.runs import ADAPTER, Run
 
