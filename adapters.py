@@ -39,12 +39,12 @@ from torch import Tensor, nn
 class Context:
     """The one thing passed down beside tensors: what a site may know besides h and x."""
     mask: Tensor | None = None                                  # (B, S) True on real tokens
-    rows: dict[str, Tensor] = field(default_factory=dict)       # task -> its examples, of 0..B-1
+    rows: dict[str, Tensor] = field(default_factory=dict)       # task -> its rows of the batch
     generated: dict[tuple, tuple] = field(default_factory=dict)    # task, place -> D, b_D, U, b_U
     shared_R: Tensor | None = None                              # (n, n, n) of the whole model
 
     def by_task(self, run: Callable, *tensors: Tensor) -> Tensor:
-        """run(task, its examples of the tensors, their context), results back in their places."""
+        """run(task, its examples' tensors, their ctx) for each task; results in batch order."""
         assert len(self.rows) > 0, "a module for each task, but the batch names no tasks"
         if len(self.rows) == 1:                            # the usual batch: nothing to sort
             (task,) = self.rows
@@ -107,7 +107,7 @@ class Kronecker(nn.Module):
 
     R is n x n x n, W n x (d_in / n) x (d_out / n): 1 / n of a Dense's parameters, plus n^3.
     The original has W_i = L_i U_i of rank 1, and one R for the whole model: the context brings it.
-    With one term it needs no R: M = L U is a plain low-rank matrix.
+    With one term and shared_R there is no R: M = L U is a plain low-rank matrix.
     """
 
     def __init__(self, d_in: int, d_out: int, add: "Add", zero=False, bias=True):
@@ -121,7 +121,7 @@ class Kronecker(nn.Module):
             shapes = {"L": (d_in // n, self.rank), "U": (self.rank, d_out // n)}
         for name, shape in shapes.items():
             stack = torch.zeros(n, *shape)
-            if not zero or name == "L":                    # L U = 0 by U alone: both can learn
+            if not zero or name == "L":                    # were L zero, too: no gradient
                 for factor in stack:
                     nn.init.xavier_uniform_(factor, gain=2 ** 0.5)
             self.register_parameter(name, nn.Parameter(stack))
@@ -287,7 +287,7 @@ class MiddleX(nn.Module):
 
 
 class MiddleY(nn.Module):
-    """G = 1 + z                                                                   1, 1, d"""
+    """G = 1 + z                                                                         d"""
 
     def __init__(self, d_in: int, d: int, add: "Add"):
         super().__init__()
@@ -388,8 +388,8 @@ class DoRA(Adapter):
         (linear,) = self.frozen
         b = 0 if linear.bias is None else linear.bias
         delta = self.scale * self.net.up.matrix() @ self.net.down.matrix()   # d_out, d_in
-        # The norm is a constant for the gradient (section 4.3).
-        W = linear.weight.to(self.m.dtype)                                   # kept in bf16, perhaps
+        # The norm is a constant for the gradient (section 4.3). W is bf16 with --precision bf16.
+        W = linear.weight.to(self.m.dtype)                                   # d_out, d_in
         G = self.m / (W + delta).norm(dim=1).detach()                        # d_out
         return G * (self.update(h, x, ctx) - b) + b
 
@@ -414,7 +414,7 @@ class SoftPrompt(nn.Module):
 @dataclass(frozen=True)
 class Add:
     """Description of one Adapter."""
-    reads: str = "h"                   # y: dh is a function of h (in a row) or of x (parallel)
+    reads: str = "h"                   # y, dh's input: h (sequential) or x (parallel)
     matrix: str = "dense"              # D and U: dense, kronecker, generated; none: no dh
     r: int = 0                         # bottleneck; 0: d / reduction
     reduction: int = 8
@@ -423,12 +423,12 @@ class Add:
     shared_R: bool = False             # R is one for the whole model (n = 1: there is none)
     p: int = 8                         # width of the hypernetwork's c
     linear: bool = False               # f and the biases left out (LoRA)
-    dropout: float = 0.0               # of y
+    dropout: float = 0.0               # on y
     scale: float = 1.0                 # of dh
     alpha: float | None = None         # scale is multiplied by alpha / r (LoRA)
     gate: str | None = None            # a key of GATES
     g: int = 0                         # the large gate's bottleneck; 0: like r
-    s: float = 1.0                     # of the (gated) sum
+    s: float = 1.0                     # the fixed factor in h' = s G (.) (h + dh)
     mean: str = "real"                 # tokens that small averages: "real" or "all"
     std: float | None = 0.02           # of the initial weights; None: PyTorch's default
     std_tokens: float = 0.02           # of the hypernetwork's layer embeddings

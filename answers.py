@@ -29,7 +29,7 @@ class AnswerHead(nn.Sequential):
     def __init__(self, d: int, eps: float, vocabulary: list[str], kind: str):
         super().__init__(nn.Linear(d, 2 * d), nn.GELU(), nn.LayerNorm(2 * d, eps),
                          nn.Linear(2 * d, len(vocabulary)))
-        for linear in (self[0], self[3]):                # BERT's law: N(0, 0.02), biases 0
+        for linear in (self[0], self[3]):                # as in BERT: N(0, 0.02), biases 0
             nn.init.normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
         self.vocabulary, self.kind = vocabulary, kind

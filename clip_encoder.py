@@ -48,7 +48,7 @@ ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 # ------------------------------------------------------------------------------------- both towers
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(W / H)) v in H heads; `out`: the width of the answer."""
+    """softmax(q k^T / sqrt(W / H)) v in H heads; `out`: the output's width."""
 
     def __init__(self, width: int, heads: int, out: int):
         super().__init__()
@@ -144,7 +144,7 @@ class ViT(nn.Module):
         return x, self.project(self.norm_post(x[:, 0]))                     # the class token's
 
     def encode(self, pixels: Tensor, pooled: bool = False) -> Tensor:
-        """What is tuned on: 36 tokens (B, 36, F); pooled: CLIP's vector (B, E)."""
+        """Tokens for the language model (B, 36, F); pooled: CLIP's one vector (B, E)."""
         if pooled:
             return self(pixels)[1]
         x, grid = self.embed(pixels)
@@ -238,7 +238,7 @@ class ResNet(nn.Module):
         return grid, self.attn(x[:, :1], x)[:, 0]
 
     def encode(self, pixels: Tensor, pooled: bool = False) -> Tensor:
-        """What is tuned on: 36 tokens (B, 36, F); pooled: CLIP's vector (B, E)."""
+        """Tokens for the language model (B, 36, F); pooled: CLIP's one vector (B, E)."""
         return self(pixels)[1] if pooled else pool(self.grid(pixels))
 
 
@@ -260,7 +260,7 @@ BAD_EXIF = (ArithmeticError, AttributeError, EOFError, LookupError, OSError, Syn
 
 def rgb(image: Image.Image) -> Image.Image:
     """Upright and in three colours: camera rotation applied, transparency laid on white."""
-    image.load()                                         # a broken picture raises here, not above
+    image.load()                                         # broken pixels raise here, not in the try
     try:
         turn = UPRIGHT.get(image.getexif().get(ORIENTATION))
     except BAD_EXIF:
@@ -291,10 +291,10 @@ def padded(image: Image.Image) -> Image.Image:
 
 
 def pixels(image: Image.Image, size: int, resize: str = "stretch") -> Tensor:
-    """A picture -> (3, size, size), normalised as CLIP saw it.
+    """A picture -> (3, height, width), size x size but for pad; normalised as CLIP saw it.
 
     stretch: the whole picture, aspect not kept (the papers' features). crop: the short side to
-    `size`, then the centre (CLIP's own pre-processing). pad: CLIP-ViL's, `padded`, whatever `size`.
+    `size`, then the centre, rounded as by transformers. pad: CLIP-ViL's, `padded`, whatever `size`.
     """
     image = rgb(image)
     if resize == "pad":
@@ -311,6 +311,6 @@ def pixels(image: Image.Image, size: int, resize: str = "stretch") -> Tensor:
     else:
         assert resize == "stretch", f"resize is 'stretch', 'crop' or 'pad', not {resize!r}"
         image = image.resize((size, size), Image.BICUBIC)
-    x = np.asarray(image, np.float32) / 255                                 # size, size, 3
+    x = np.asarray(image, np.float32) / 255                                 # height, width, 3
     x = (x - np.float32(MEAN)) / np.float32(STD)
-    return torch.from_numpy(x).permute(2, 0, 1)                             # 3, size, size
+    return torch.from_numpy(x).permute(2, 0, 1)                             # 3, height, width

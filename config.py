@@ -205,7 +205,7 @@ def parse(argv: list[str] | None = None) -> tuple[Config, argparse.Namespace]:
                         help="with --test: submit is what a benchmark's server scores")
     args = parser.parse_args(argv)
     args.given = {f.name: getattr(args, f.name) for f in fields(Config) if hasattr(args, f.name)}
-    # A trained run may be shown other data; what it is stays as it was.
+    # Settings that a finished run may still be given; all others stay as they were.
     free = ["device"] if args.resume else ["device", "tasks", "images", "clips", "features", "data"]
     with reading("--test, --resume and --split"):
         assert not (args.resume and args.test), "give one of --test and --resume"

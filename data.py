@@ -11,7 +11,7 @@ The built-in data set (world/) writes the same files. A task of one's own is a r
 
     python -m pytest tests/test_data.py
 
-Axes: B batch, P pictures an example, N visual tokens a picture, F feature width, L encoder tokens,
+Axes: B batch, P pictures an example, N visual tokens a picture, F feature width, L text tokens,
 T target tokens.
 """
 import hashlib
@@ -266,7 +266,7 @@ def pad(rows: list[list[int]], value: int) -> Tensor:
 
 @lru_cache
 def grid_boxes(rows: int, columns: int) -> Tensor:
-    """(N, 4) boxes x1, x2, y1, y2 of a grid's cells, row by row: the first is left-most. A film's
+    """(N, 4) boxes x1, x2, y1, y2 of a grid's cells, row by row from the top left. A film's
     frames stand side by side, so that x is the time; the order table tells it, too, but its rows
     are small beside the features and frozen in every row but `full`."""
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
@@ -337,7 +337,7 @@ def collate(examples: list[Example], tokenizer, features, *, task_names: bool = 
 
     tokenizer: has encode(text, max_length=None) -> ids with special tokens, and pad_id.
     features: has stack(picture ids) -> (pictures, N, F) float32, or their pixels (pictures, 3, H,
-    W); tokens, the N of each; and frames(video ids): how many of a clip's N tokens are real.
+    W); tokens, the N of each; grids, their rows and columns; frames, how many of a clip's are real.
     task_names: put the task's name ("vqa: ") before the text.
     boxes: "grid" gives each visual token its cell's box, a frame its place in a film; "zero" is
     what the papers' code feeds.

@@ -1,7 +1,7 @@
 """How is a method trained and tested?
 
 One visible loop (VL-Adapter, section 4; VL-PET, section 4): tasks are mixed in proportion to their
-size, a batch belongs to one task, only what the method's row opens is trained.
+size, a batch belongs to one task, only what the method's row installs or opens is trained.
 
     python train.py                                  # vlpet-large on the built-in data, minutes
     python train.py --method adapter --seed 43       # another row, another seed
@@ -69,7 +69,7 @@ def setup(config: Config, held: weights.Tensors | None = None,
     if held is not None:
         widths = runs.widths(held)
     tower = None
-    if config.train_clip:                                   # CLIP looks on in the model
+    if config.train_clip:                                   # CLIP runs in the model, in each step
         tower = next(iter(packed.values())).tower
 
     # Rows for the added tokens. Everything that is drawn from here on (the visual embedding, the
@@ -178,7 +178,7 @@ def fetch(run: Run, examples: Examples, plan: list, epoch: int) -> Iterator[tupl
         return task, asked, [collate(run, asked, key, share) for share in shares]
 
     packed = all(isinstance(source, features.Features) for source in run.features.values())
-    if run.device == "cpu" and not packed:                  # CLIP looks on: it needs all cores
+    if run.device == "cpu" and not packed:                  # CLIP runs in each step, on all cores
         for task, chosen in plan:
             yield make(task, chosen)
         return
@@ -395,8 +395,8 @@ def train_run(config: Config, again: bool = False) -> dict:
             vals = load_split(config, "val")                # several epochs: a score after each
         tests, split = load_tests(config, "test")
         run = setup(config, choices=runs.choices(config, examples))
-    for some in examples, vals, tests:
-        check_examples(run, some)
+    for split_examples in examples, vals, tests:
+        check_examples(run, split_examples)
     run.identity |= {"training data": runs.data_identity(examples),
                      "features of the first examples": runs.features_identity(run, examples),
                      f"{split} data": runs.data_identity(tests)}

@@ -55,10 +55,10 @@ MARKS = ';/[]"{}()=+\\_-><@`,?!'
 
 
 def strip_punctuation(text: str) -> str:
-    """The official punctuation rule: a mark at the edge of a word goes, one inside becomes a space.
+    """The official punctuation rule: a mark beside a space goes, any other becomes a space.
 
-    Traps kept because scores depend on them: the edge test looks at the original text, not at what
-    earlier marks left, and one comma between digits anywhere makes every mark go without a space.
+    Traps kept because scores depend on them: it looks at the original text, not at what earlier
+    marks left; one comma between digits makes all go; "yes!" is "yes ", by 2016's rule never right.
     """
     numeral, out = re.search(r"\d,\d", text), text
     for mark in MARKS:

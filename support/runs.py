@@ -271,7 +271,7 @@ def report(run: Run, results: dict, split: str, seconds: float, save: bool = Fal
             lines += [f"| {task} | {metric} | {value:.2f} |" for metric, value in scores.items()]
     changed = [f" ({text})" for text in (config.set, config.control) if text]
     lines += [
-        f"| **average** | headline metrics | **{results['average']:.2f}** |", "",
+        f"| **average** | headline metrics | **{results['average']:.2f}** |\n",
         f"{config.method}{''.join(changed)}: trained {trainable:,} of {total:,} parameters "
         f"({100 * trainable / total:.2f} %), seed {config.seed}, split {split}, {seconds:.0f} s\n"]
     print("\n".join(lines), end="")

@@ -9,7 +9,7 @@ only characters newer than this Python's Unicode tables can be split elsewhere.
     BART   byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; Radford et al. 2019): a word's
            bytes, merged in the order that was learned. No text is unknown
     BERT   WordPiece (Wu et al. 2016, arXiv 1609.08144), uncased: from the left the longest piece
-           that fits; "##" begins a piece inside a word. The ids are those of BERT's own code
+           that fits; "##" begins a piece inside a word. The ids are BertTokenizer's
 
     tokenizer = load_tokenizer("weights/tiny-bart")
     tokenizer.decode(tokenizer.encode("How many cats?"))
@@ -222,7 +222,7 @@ BYTE_OF = {char: byte for byte, char in enumerate(BYTES)}
 
 
 def word_letter(char: str) -> str:
-    """L letter, N number, white space; the letters of contractions and the apostrophe stay."""
+    """L: letter, N: number, tab: white space, .: other; space, ' and contractions' letters stay."""
     if char in "'strevmld ":
         return char
     if char in WHITE:
