@@ -104,7 +104,7 @@ CLIPS = {
     "vlpet-large (no subtitles)": Entry("--control no-subtitles"),
     "vlpet-large (no frames)": Entry("--control no-frames"),
 }
-TASTE = "full", "frozen", "prompt", "adapter", "vlpet-large", "vlpet-large (blind)"
+TASTE = "full", "prompt", "adapter", "vlpet-large", "vlpet-large (blind)"
 STUDIES = {                     # entries, flags of every run, seeds, folder of the runs in out/
     "pictures": (PICTURES, "", "42,43,44", "compare"),
     "changes": (CHANGES, "", "42,43,44", "compare"),
